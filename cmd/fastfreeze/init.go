@@ -1,0 +1,319 @@
+package main
+
+import (
+	"unsafe"
+
+	"github.com/fastmig/fastmig/runtime/fastfreeze/initproto"
+)
+
+// state is where PID 1 stands with the application.
+type state uint8
+
+const (
+	idle      state = iota // there is no application
+	starting               // the child exists, its exec is not done
+	running                // the application runs
+	restoring              // a restore is putting the application below PID 1
+	ending                 // the application has ended and PID 1 will, as soon as its other children are gone
+)
+
+// pid1 is the one object of this program.
+type pid1 struct {
+	state state
+	self  int
+	app   int             // the application's pid in all states but idle
+	flags initproto.Flags // of the message that brought the application
+
+	name      string // the application's argv[0]
+	searchIn  string // PATH
+	lookup    *lookupError
+	spawn     spawner
+	execPipe  int // reading end of failPipe while starting, else -1
+	socket    int // -1: the shim is away
+	childFd   int // signalfd of SIGCHLD
+	signalFd  int // signalfd of all other signals
+	exitCode  int // in state ending
+	deadline  int64
+	early     int32 // status of an application that ended while restoring
+	hasEarly  bool
+	held      uint64 // signals from the shim that came while restoring
+	reapedPid [16]int32
+	reapedSt  [16]int32
+	reapedAt  int
+}
+
+var p1 pid1
+
+// serve is the second start: PID 1 itself. It does not return.
+func serve(args []string) {
+	prctl(prSetDumpable, 0)
+	if setCloexec(socketFd) != 0 {
+		die("taking the shim's socket", eINVAL, "descriptor 3 must be a SOCK_SEQPACKET socket")
+	}
+	closeFd(selfFd)
+	comm := newCstring("fastfreeze")
+	sys3(sysPrctl, prSetName, uintptr(unsafe.Pointer(comm)), 0)
+	env := environ(args)
+	before := takeOver(args, env)
+
+	p := &p1
+	p.self, _ = sys3(sysGetpid, 0, 0, 0)
+	if p.self != 1 {
+		prctl(prSetChildSubreaper, 1)
+	}
+	p.socket, p.execPipe = socketFd, -1
+	p.name, p.searchIn = args[3], getenv(env, "PATH")
+	p.spawn = spawner{argv: vector(args[3:]), envp: vector(env), mask: before.mask, thpFixed: before.thpFixed}
+	p.takeSignals()
+	p.find()
+	ready := initproto.Message{Type: initproto.Ready}
+	if p.lookup != nil {
+		ready.Text = p.lookup.text
+	}
+	p.send(&ready)
+	p.loop()
+}
+
+// find looks the executable up.
+func (p *pid1) find() {
+	path, err := lookPath(p.name, p.searchIn)
+	if p.lookup = err; err == nil {
+		p.spawn.path = newCstring(path)
+	}
+}
+
+// pollfd is struct pollfd of poll(2).
+type pollfd struct {
+	fd              int32
+	events, revents int16
+}
+
+// What the loop hands to the kernel lies in global memory: it neither moves nor is made anew.
+var (
+	polled  [4]pollfd
+	timeout [2]int64
+	packet  [initproto.MaxSize]byte
+)
+
+// loop waits and acts for as long as there is a PID 1.
+func (p *pid1) loop() {
+	for {
+		polled = [4]pollfd{
+			{fd: int32(p.childFd), events: pollIn},
+			{fd: int32(p.signalFd), events: pollIn},
+			{fd: int32(p.execPipe), events: pollIn},
+			{fd: int32(p.socket), events: pollIn | pollRdhup},
+		}
+		if outbox.pending() {
+			polled[3].events |= pollOut
+		}
+		if p.state == restoring {
+			// Signals wait until it is known whom they are for.
+			polled[1].fd = -1
+		}
+		var limit uintptr
+		if p.state == ending {
+			left := p.deadline - now()
+			if left <= 0 {
+				exit(p.exitCode)
+			}
+			timeout = [2]int64{left / 1e9, left % 1e9}
+			limit = uintptr(unsafe.Pointer(&timeout))
+		}
+		n, _ := result(waitSyscall6(sysPpoll, uintptr(unsafe.Pointer(&polled)), uintptr(len(polled)), limit, 0, 0, 0))
+		if n <= 0 {
+			continue
+		}
+		// The exec's result comes first: what is reaped next may be that very child.
+		if polled[2].revents != 0 {
+			p.execDone()
+		}
+		if polled[0].revents != 0 {
+			p.reap()
+		}
+		if polled[3].revents != 0 {
+			p.talk(polled[3].revents)
+		}
+		if polled[1].revents != 0 && p.state != restoring {
+			p.forward()
+		}
+	}
+}
+
+// talk sends what waits and handles all messages that are there.
+func (p *pid1) talk(revents int16) {
+	if revents&pollOut != 0 {
+		p.flush()
+	}
+	for p.socket >= 0 {
+		n, e := sys6(sysRecvfrom, uintptr(p.socket), uintptr(unsafe.Pointer(&packet)), uintptr(len(packet)), msgDontwait|msgTrunc, 0, 0)
+		switch {
+		case e == eINTR:
+			continue
+		case e == eAGAIN:
+			if revents&(pollErr|pollNval) != 0 {
+				p.shimGone()
+			}
+			return
+		case e != 0, n == 0 && revents&(pollHup|pollRdhup) != 0:
+			p.shimGone()
+			return
+		case n > len(packet):
+			continue
+		}
+		// Whoever sends what this version does not know learns nothing from a dead PID 1.
+		if m, err := initproto.DecodeFromShim(packet[:n]); err == nil {
+			p.handle(&m)
+		}
+		if n == 0 {
+			return
+		}
+	}
+}
+
+// shimGone: the application goes on without the shim. A PID 1 that has none, and that nobody can give one any
+// more, ends.
+func (p *pid1) shimGone() {
+	closeFd(p.socket)
+	p.socket = -1
+	outbox = queue{}
+	if p.state == restoring {
+		// The restore may have finished; if not, there is no application to see.
+		p.restored()
+	}
+	if p.state == idle {
+		exit(exitBroken)
+	}
+}
+
+func (p *pid1) handle(m *initproto.Message) {
+	switch m.Type {
+	case initproto.Ping:
+		p.send(&initproto.Message{Type: initproto.Pong, Seq: m.Seq})
+	case initproto.Start:
+		p.start(m.Flags)
+	case initproto.Adopt:
+		p.adopt(int(m.Pid), m.Flags)
+	case initproto.Restored:
+		p.restored()
+	case initproto.Abandon:
+		p.abandon()
+	case initproto.Signal:
+		p.signal(int(m.Signo))
+	}
+}
+
+// start forks the application. Up to the fork it makes no thread and allocates nothing if the executable was
+// found before (see settle.go).
+func (p *pid1) start(flags initproto.Flags) {
+	if p.state != idle {
+		p.startFailed(eBUSY, "starting the application: there is one already")
+		return
+	}
+	if p.lookup != nil {
+		if p.find(); p.lookup != nil {
+			p.startFailed(p.lookup.code, p.lookup.text)
+			return
+		}
+	}
+	if flags&initproto.Terminal != 0 {
+		dropTerminal()
+	}
+	if _, e := sys3(sysPipe2, uintptr(unsafe.Pointer(&execPipe)), oCloexec|oNonblock, 0); e != 0 {
+		p.startFailed(e, "starting the application: making a pipe: "+e.Error())
+		return
+	}
+	p.flags, p.spawn.terminal, p.spawn.failPipe = flags, flags&initproto.Terminal != 0, int(execPipe[1])
+	pid, e := p.spawn.fork()
+	closeFd(int(execPipe[1]))
+	if e != 0 {
+		closeFd(int(execPipe[0]))
+		p.startFailed(e, "starting the application: clone: "+e.Error())
+		return
+	}
+	p.state, p.app, p.execPipe = starting, pid, int(execPipe[0])
+}
+
+var (
+	execPipe [2]int32
+	execFail failure
+)
+
+// execDone reads what became of the exec: nothing to read at the end of the pipe means that it succeeded.
+func (p *pid1) execDone() {
+	n, e := sys3(sysRead, uintptr(p.execPipe), uintptr(unsafe.Pointer(&execFail)), unsafe.Sizeof(execFail))
+	if e == eAGAIN || e == eINTR {
+		return
+	}
+	closeFd(p.execPipe)
+	p.execPipe = -1
+	if n == int(unsafe.Sizeof(execFail)) {
+		p.state = idle
+		p.startFailed(execFail.code, execFail.describe(p.name))
+		return
+	}
+	p.begin()
+}
+
+// begin: the application runs.
+func (p *pid1) begin() {
+	p.state = running
+	if p.flags&initproto.DropStdio != 0 {
+		dropStdio()
+	}
+	p.send(&initproto.Message{Type: initproto.Started, Pid: int32(p.app)})
+}
+
+func (p *pid1) startFailed(e errno, text string) {
+	p.send(&initproto.Message{Type: initproto.StartFailed, Errno: uint32(e), Text: text})
+}
+
+// adopt: pid will be the application as soon as the restore is done.
+func (p *pid1) adopt(pid int, flags initproto.Flags) {
+	if p.state != idle || pid == p.self {
+		p.startFailed(eBUSY, "adopting a restored application: there is one already")
+		return
+	}
+	p.state, p.app, p.flags, p.hasEarly, p.held = restoring, pid, flags, false, 0
+	if flags&initproto.Terminal != 0 {
+		dropTerminal()
+	}
+}
+
+// restored: the process that was announced is there, or was and has ended since.
+func (p *pid1) restored() {
+	if p.state != restoring {
+		return
+	}
+	status, ended := p.early, p.hasEarly
+	if !ended && kill(p.app, 0) == eSRCH {
+		// A word that came late: it may have been reaped before it was announced.
+		if status, ended = p.reaped(p.app); !ended {
+			p.state = idle
+			p.startFailed(eSRCH, "adopting a restored application: process "+itoa(p.app)+" is not there")
+			return
+		}
+	}
+	p.begin()
+	for sig := 1; sig <= numSig; sig++ {
+		if p.held&sigset(sig) != 0 {
+			kill(p.app, sig)
+		}
+	}
+	if ended {
+		p.ended(status)
+	}
+}
+
+// abandon: the restore failed; what it left is not the application.
+func (p *pid1) abandon() {
+	if p.state != restoring {
+		return
+	}
+	p.state = idle
+	for sig := 1; sig <= numSig; sig++ {
+		if p.held&sigset(sig) != 0 {
+			p.signal(sig)
+		}
+	}
+}

@@ -1,0 +1,66 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/fastmig/fastmig/runtime/node"
+	"github.com/fastmig/fastmig/runtime/toolkit"
+)
+
+func checkCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "check",
+		Usage: "say what this node can do, and what to do about what it cannot",
+		Description: `Prints one line for each thing that matters, then a verdict for run, checkpoint and restore:
+yes, limited (it works, with the exceptions that are named) or no. It changes nothing.
+Exits with 1 when a verdict is no.
+
+Examples:
+   sudo fastmig check
+   sudo fastmig check --json | jq .verdicts`,
+		Flags: []cli.Flag{
+			rootFlag(),
+			&cli.BoolFlag{Name: "json", Usage: "print the report as JSON; its names are stable"},
+		},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			report, err := node.Inspect(ctx, nodeOptions(cmd.String("root")))
+			if err != nil {
+				return err
+			}
+			out := cmd.Root().Writer
+			if cmd.Bool("json") {
+				enc := json.NewEncoder(out)
+				enc.SetIndent("", "  ")
+				err = enc.Encode(report)
+			} else {
+				err = report.Print(out)
+			}
+			if err == nil && !report.OK() {
+				err = errSaid
+			}
+			return err
+		},
+	}
+}
+
+// nodeOptions tells the probe about the toolkit at root.
+func nodeOptions(root string) node.Options {
+	tk, err := toolkit.LocateAt(root)
+	if err != nil {
+		return node.Options{Toolkit: node.Finding{Status: node.No, Detail: err.Error()}}
+	}
+	opts := node.Options{Criu: tk.RunHost}
+	m, err := tk.Verify()
+	if err != nil {
+		opts.Toolkit = node.Finding{Status: node.No, Detail: err.Error()}
+		return opts
+	}
+	opts.Toolkit = node.Finding{Status: node.Yes, Detail: fmt.Sprintf("%s, CRIU %s (%s)", tk.Root(), m.Criu.Version, m.Criu.Source)}
+	return opts
+}

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// fastmig-enter.so is loaded into CRIU by its own loader. It does two things that must
+// happen inside CRIU's process, because neither can be asked of CRIU itself.
+//
+// 1. It joins the container's mount namespace after all of CRIU's libraries are loaded.
+//    A loader that starts inside the container would read the container's
+//    /etc/ld.so.preload and its library folders, and so run the container's code with the
+//    host's rights.
+// 2. It gives CRIU its kernel-probe cache, /run/criu.kdat, out of a memfd. CRIU would
+//    otherwise read and write that file in the container: slow where /run is no tmpfs, a
+//    trace left behind where it is one, and a way in for a forged cache.
+//
+// The descriptors are named in the environment by the launcher (launch.go), which is the
+// only one to set it.
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define KDAT "/run/criu.kdat"
+#define KDAT_NEW "/run/criu.kdat.tmp"
+#define PROC_MAGIC 0x9fa0
+#define PROC_ROOT_INODE 1
+// The exit status that tells the launcher that CRIU never began.
+#define EXIT_SETUP 125
+
+static int kdat_in = -1;  // memfd with the cache to read, or -1
+static int kdat_out = -1; // memfd that takes a new cache, or -1
+static volatile sig_atomic_t cancelled;
+
+static int env_fd(const char *name)
+{
+	const char *value = getenv(name);
+
+	return value ? atoi(value) : -1;
+}
+
+static void fail(const char *what)
+{
+	dprintf(2, "fastmig: %s: %s\n", what, strerror(errno));
+	_exit(EXIT_SETUP);
+}
+
+// CRIU names everything through /proc/self. A /proc that is missing, of another pid
+// namespace or not the root of a procfs would make it talk about the wrong processes.
+static void check_proc(void)
+{
+	char self[16], mine[16];
+	struct statfs fs;
+	struct stat st;
+	ssize_t n;
+
+	if (statfs("/proc", &fs) < 0 || stat("/proc", &st) < 0)
+		fail("look at the container's /proc");
+	errno = EINVAL;
+	if (fs.f_type != PROC_MAGIC || st.st_ino != PROC_ROOT_INODE)
+		fail("the container's /proc is not a procfs");
+	n = readlink("/proc/self", self, sizeof(self) - 1);
+	if (n < 0)
+		fail("the container's /proc belongs to another pid namespace");
+	self[n] = 0;
+	snprintf(mine, sizeof(mine), "%d", getpid());
+	errno = EINVAL;
+	if (strcmp(self, mine))
+		fail("the container's /proc belongs to another pid namespace");
+}
+
+static void on_cancel(int signo)
+{
+	(void)signo;
+	cancelled = 1;
+}
+
+static void enter(void)
+{
+	int mnt = env_fd("FASTMIG_MNT_FD");
+	int first = env_fd("FASTMIG_CLOSE_FROM");
+	struct sigaction sa = { .sa_handler = on_cancel };
+
+	kdat_in = env_fd("FASTMIG_KDAT_FD");
+	kdat_out = env_fd("FASTMIG_KDAT_NEW_FD");
+	if (first >= 0 && syscall(SYS_close_range, first, ~0U, 0) < 0)
+		fail("close descriptors that are not CRIU's");
+	if (mnt >= 0) {
+		if (setns(mnt, CLONE_NEWNS) < 0)
+			fail("join the container's mount namespace");
+		close(mnt);
+		if (chdir("/") < 0)
+			fail("enter the container's root");
+		check_proc();
+	}
+	// Without SA_RESTART, so that a wait of CRIU ends as well.
+	if (getenv("FASTMIG_SOFT_CANCEL") && sigaction(SIGTERM, &sa, NULL) < 0)
+		fail("set the signal that cancels");
+	unsetenv("FASTMIG_MNT_FD");
+	unsetenv("FASTMIG_CLOSE_FROM");
+	unsetenv("FASTMIG_KDAT_FD");
+	unsetenv("FASTMIG_KDAT_NEW_FD");
+	unsetenv("FASTMIG_SOFT_CANCEL");
+}
+
+typedef int main_fn(int, char **, char **);
+typedef int start_fn(main_fn *, int, char **, void (*)(void), void (*)(void), void (*)(void), void *);
+
+// CRIU's entry point calls this when all libraries are loaded and initialised (libgnutls
+// reads /etc/gnutls/config then), with main still to come.
+int __libc_start_main(main_fn *main, int argc, char **argv, void (*init)(void), void (*fini)(void),
+		      void (*rtld_fini)(void), void *stack_end)
+{
+	start_fn *next = (start_fn *)dlsym(RTLD_NEXT, "__libc_start_main");
+
+	if (!next)
+		fail("find the C library's start");
+	enter();
+	return next(main, argc, argv, init, fini, rtld_fini, stack_end);
+}
+
+// Copies of a memfd's descriptor share one offset, so the file is opened anew.
+static int reopen(int fd, int flags)
+{
+	char path[32];
+
+	if (fd < 0) {
+		errno = ENOENT;
+		return -1;
+	}
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return syscall(SYS_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0);
+}
+
+int open64(const char *path, int flags, ...)
+{
+	mode_t mode = 0;
+	va_list args;
+
+	if (!strcmp(path, KDAT))
+		return reopen(kdat_in, O_RDONLY);
+	if (!strcmp(path, KDAT_NEW))
+		return reopen(kdat_out, O_WRONLY | O_TRUNC);
+	if (flags & (O_CREAT | __O_TMPFILE)) {
+		va_start(args, flags);
+		mode = va_arg(args, mode_t);
+		va_end(args);
+	}
+	return syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+}
+
+// When the caller gives up a dump, the steps that write images fail. CRIU then goes the way
+// it goes on a full disk: it takes its code out of the processes and lets them run.
+
+int openat64(int dir, const char *path, int flags, ...)
+{
+	mode_t mode = 0;
+	va_list args;
+
+	if (cancelled && (flags & O_CREAT)) {
+		errno = ECANCELED;
+		return -1;
+	}
+	if (flags & (O_CREAT | __O_TMPFILE)) {
+		va_start(args, flags);
+		mode = va_arg(args, mode_t);
+		va_end(args);
+	}
+	return syscall(SYS_openat, dir, path, flags, mode);
+}
+
+ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, size_t len, unsigned int flags)
+{
+	if (cancelled) {
+		errno = ECANCELED;
+		return -1;
+	}
+	return syscall(SYS_splice, in, in_at, out, out_at, len, flags);
+}
+
+// CRIU sleeps where it waits for a cgroup to freeze, a limited number of times.
+int nanosleep(const struct timespec *time, struct timespec *left)
+{
+	return cancelled ? 0 : syscall(SYS_nanosleep, time, left);
+}
+
+int rename(const char *from, const char *to)
+{
+	if (!strcmp(from, KDAT_NEW))
+		return 0;
+	return syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
+}
+
+int unlink(const char *path)
+{
+	if (!strcmp(path, KDAT) || !strcmp(path, KDAT_NEW))
+		return 0;
+	return syscall(SYS_unlinkat, AT_FDCWD, path, 0);
+}

@@ -1,0 +1,263 @@
+//go:build linux
+
+package fastfreeze
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/fastmig/fastmig/runtime/criu"
+	"github.com/fastmig/fastmig/runtime/image"
+	"github.com/fastmig/fastmig/runtime/romount"
+)
+
+// kdatCache keeps CRIU's probe of the kernel, for all shims of the node.
+const kdatCache = "/run/fastmig/criu.kdat"
+
+// dumpTimeout bounds how long CRIU waits for the processes to stand still.
+const dumpTimeout = 30 * time.Second
+
+// CheckpointRequest says where a checkpoint goes.
+type CheckpointRequest struct {
+	// Dir is the folder; it must be empty, or not exist.
+	Dir string
+	// WorkDir is where CRIU's log goes; empty: the bundle.
+	WorkDir string
+}
+
+// tools are one CRIU each for every path of the toolkit, shared by the shim's
+// containers: they keep the kernel probe.
+var tools struct {
+	sync.Mutex
+	byPath map[string]*criuTool
+}
+
+type criuTool struct {
+	*criu.Tool
+	version string
+}
+
+func (e *Engine) criu() (*criuTool, error) {
+	tools.Lock()
+	defer tools.Unlock()
+	path := e.tk.CriuDir()
+	if t := tools.byPath[path]; t != nil {
+		return t, nil
+	}
+	folder, err := romount.OpenReadOnly(path, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the toolkit's CRIU: %w", err)
+	}
+	t, err := criu.New(criu.Config{Folder: folder, Cache: kdatCache})
+	if err != nil {
+		folder.Close()
+		return nil, err
+	}
+	m, err := e.tk.ReadManifest()
+	if err != nil {
+		t.Close()
+		folder.Close()
+		return nil, err
+	}
+	if tools.byPath == nil {
+		tools.byPath = make(map[string]*criuTool)
+	}
+	tools.byPath[path] = &criuTool{Tool: t, version: m.Criu.Version}
+	return tools.byPath[path], nil
+}
+
+// Checkpoint writes the application's state into a folder and leaves the
+// application as it is. The container must be frozen, and stays so. The folder
+// becomes a checkpoint as a whole or is left as it was.
+func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err error) {
+	pid := e.appPid()
+	if pid == 0 {
+		return fmt.Errorf("no application runs in the container: %w", errdefs.ErrFailedPrecondition)
+	}
+	tool, err := e.criu()
+	if err != nil {
+		return err
+	}
+	stage, err := image.Stage(req.Dir)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if aerr := stage.Abort(); aerr != nil && err != nil {
+			err = errors.Join(err, aerr)
+		}
+	}()
+	logFile, err := openLog(req.WorkDir, e.cfg.Bundle, "criu-dump.log")
+	if err != nil {
+		return err
+	}
+	defer logFile.Close()
+
+	place, release, err := e.place(false)
+	if err != nil {
+		return err
+	}
+	defer release()
+	freezer, err := e.freezer()
+	if err != nil {
+		return err
+	}
+	defer freezer.Close()
+
+	clocks := now()
+	if _, err := tool.Dump(ctx, criu.DumpOptions{
+		Place:        place,
+		Pid:          pid,
+		Images:       stage.File(),
+		Log:          logFile,
+		External:     e.external(),
+		FreezeCgroup: freezer,
+		TCP:          e.connections(),
+		FileLocks:    true,
+		Timeout:      dumpTimeout,
+	}); err != nil {
+		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
+	}
+	m, err := e.describe(pid, tool.version, clocks, stage)
+	if err != nil {
+		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
+	}
+	if err := stage.Commit(ctx, m); err != nil {
+		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
+	}
+	return nil
+}
+
+// describe writes the manifest of what CRIU has dumped.
+func (e *Engine) describe(pid int, criuVersion string, clocks image.Clocks, stage *image.Staging) (*image.Manifest, error) {
+	contents, err := image.Inspect(stage.File())
+	if err != nil {
+		return nil, err
+	}
+	host, err := image.ProbeHost()
+	if err != nil {
+		return nil, err
+	}
+	tcp := image.TCPClose
+	if e.cfg.KeepTCP {
+		tcp = image.TCPKeep
+	}
+	return &image.Manifest{
+		Application: image.Application{
+			Args:      e.cfg.Args,
+			Pid:       pid,
+			Terminal:  e.cfg.Terminal,
+			Processes: contents.Processes,
+		},
+		Stdio:       e.stdioRecord(),
+		TCP:         tcp,
+		Image:       e.cfg.Image,
+		ContainerID: e.cfg.ID,
+		Namespace:   e.cfg.Namespace,
+		CPU:         host.CPU,
+		Kernel:      host.Kernel,
+		CriuVersion: criuVersion,
+		Clocks:      clocks,
+		MappedFiles: contents.Files,
+	}, nil
+}
+
+func now() image.Clocks {
+	var mono, boot unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono)
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)
+	return image.Clocks{Monotonic: mono.Nano(), Boottime: boot.Nano()}
+}
+
+func (e *Engine) connections() criu.Connections {
+	if e.cfg.KeepTCP {
+		return criu.KeepConnections
+	}
+	return criu.CloseConnections
+}
+
+// openLog makes CRIU's log in work, or in the bundle if there is no work folder.
+func openLog(work, bundle, name string) (*os.File, error) {
+	dir := work
+	if dir == "" {
+		dir = bundle
+	} else if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("make CRIU's work folder: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_TRUNC|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make CRIU's log: %w", err)
+	}
+	return f, nil
+}
+
+// freezer opens the cgroup folder that freezes the container.
+func (e *Engine) freezer() (*os.File, error) {
+	folders, err := e.cfg.CgroupFolders()
+	if err != nil {
+		return nil, err
+	}
+	path, ok := folders["freezer"]
+	if !ok {
+		path = folders[""]
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open the container's freezer cgroup: %w", err)
+	}
+	return f, nil
+}
+
+// place opens the container's namespaces, and its cgroups if CRIU's children
+// are to be born into them.
+func (e *Engine) place(inside bool) (_ criu.Place, release func(), err error) {
+	var open []*os.File
+	var place criu.Place
+	release = func() {
+		place.Namespaces.Close()
+		for _, f := range open {
+			f.Close()
+		}
+	}
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
+	if place.Namespaces, err = criu.OpenNamespaces(e.pid, e.pidfd); err != nil {
+		return place, nil, err
+	}
+	if !inside {
+		return place, release, nil
+	}
+	folders, err := e.cfg.CgroupFolders()
+	if err != nil {
+		return place, nil, err
+	}
+	seen := make(map[string]bool)
+	for controller, path := range folders {
+		if seen[path] {
+			continue
+		}
+		seen[path] = true
+		f, err := os.Open(path)
+		if err != nil {
+			return place, nil, fmt.Errorf("open the container's cgroup: %w", err)
+		}
+		open = append(open, f)
+		if controller == "" {
+			place.CgroupV2 = f
+		} else {
+			place.CgroupTasks = append(place.CgroupTasks, f)
+		}
+	}
+	return place, release, nil
+}

@@ -1,0 +1,140 @@
+//go:build linux
+
+package fastfreeze
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/fastmig/fastmig/runtime/criu"
+	"github.com/fastmig/fastmig/runtime/image"
+	"github.com/fastmig/fastmig/runtime/toolkit"
+)
+
+// ErrWholeContainer says that a checkpoint is of a whole container, as the
+// stock shim makes it.
+var ErrWholeContainer = image.ErrForeign
+
+// Checkpoint is a checkpoint that was found whole and fit for this node.
+type Checkpoint struct {
+	*image.Checkpoint
+}
+
+var host = sync.OnceValues(image.ProbeHost)
+
+// OpenCheckpoint opens the checkpoint in a folder and verifies it: every byte of
+// it, and that this node can restore it. ErrWholeContainer if it is the stock
+// shim's.
+func OpenCheckpoint(ctx context.Context, dir string) (_ *Checkpoint, err error) {
+	c, err := image.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			c.Close()
+		}
+	}()
+	h, err := host()
+	if err != nil {
+		return nil, err
+	}
+	tk, err := toolkit.Locate()
+	if err != nil {
+		return nil, err
+	}
+	tm, err := tk.ReadManifest()
+	if err != nil {
+		return nil, err
+	}
+	h.CriuVersion = tm.Criu.Version
+	if err := c.CheckHost(h); err != nil {
+		return nil, err
+	}
+	if err := c.Verify(ctx); err != nil {
+		return nil, err
+	}
+	return &Checkpoint{c}, nil
+}
+
+// checkDestination refuses a container whose files are not those that the
+// application had open.
+func (e *Engine) checkDestination() error {
+	root, err := os.Open(fmt.Sprintf("/proc/%d/root", e.pid))
+	if err != nil {
+		return fmt.Errorf("open the container's root: %w", err)
+	}
+	defer root.Close()
+	return image.CheckFiles(root, e.cfg.Checkpoint.Manifest.MappedFiles)
+}
+
+// restore brings the application back below PID 1:
+//  1. PID 1 learns which process will be its application;
+//  2. CRIU, in the container's cgroups and namespaces, makes the processes,
+//     with this container's stdio in place of the old;
+//  3. CRIU ends, which makes the root PID 1's child, and PID 1 is told so.
+//
+// When 2 fails CRIU leaves nothing; the container stays without an application.
+func (e *Engine) restore(ctx context.Context) (_ int, err error) {
+	m := e.cfg.Checkpoint.Manifest
+	tool, err := e.criu()
+	if err != nil {
+		return 0, err
+	}
+	files, err := e.inherited(m.Stdio)
+	if err != nil {
+		return 0, err
+	}
+	defer closeAll(files)
+	place, release, err := e.place(true)
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	logFile, err := openLog(e.cfg.CriuWorkPath, e.cfg.Bundle, "criu-restore.log")
+	if err != nil {
+		return 0, err
+	}
+	defer logFile.Close()
+
+	if err := e.conn.adopt(m.Application.Pid, e.flags()); err != nil {
+		return 0, err
+	}
+	tcp := criu.CloseConnections
+	if m.TCP == image.TCPKeep {
+		tcp = criu.KeepConnections
+	}
+	if _, err := tool.Restore(ctx, criu.RestoreOptions{
+		Place:     place,
+		Images:    e.cfg.Checkpoint.File(),
+		Log:       logFile,
+		InheritFD: files,
+		TCP:       tcp,
+		FileLocks: true,
+		Pid:       m.Application.Pid,
+	}); err != nil {
+		if aerr := e.conn.abandon(); aerr != nil && !errors.Is(aerr, errdefs.ErrNotFound) {
+			log.G(ctx).WithError(aerr).Warn("tell PID 1 that the restore failed")
+		}
+		return 0, fmt.Errorf("restore %s: %w", e.cfg.ID, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	pid, err := e.conn.restored(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("restore %s: %w", e.cfg.ID, err)
+	}
+	return pid, nil
+}
+
+// ExplainLog adds to the error of a whole-container operation what CRIU's log
+// says of it.
+func ExplainLog(step, path string, err error) error {
+	return fmt.Errorf("%s: %w (log: %s)", step, err, path)
+}

@@ -1,0 +1,128 @@
+//go:build linux
+
+package fastfreeze
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/fastmig/fastmig/runtime/image"
+)
+
+// stream is one of the container's standard descriptors.
+type stream struct {
+	kind string // of image.Stdio…
+	id   string // how CRIU names it, "" if it need not be told
+	stat unix.Stat_t
+}
+
+// lookAtStdio learns the container's standard descriptors from PID 1, which has
+// them until an application runs.
+func (e *Engine) lookAtStdio() error {
+	for i := range e.stdio {
+		f, err := e.stdioFile(i)
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		err = unix.Fstat(int(f.Fd()), &st)
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("look at the container's descriptor %d: %w", i, err)
+		}
+		e.stdio[i] = classify(st)
+	}
+	return nil
+}
+
+// stdioFile takes a copy of PID 1's descriptor (pidfd_getfd(2)).
+func (e *Engine) stdioFile(i int) (*os.File, error) {
+	fd, err := unix.PidfdGetfd(int(e.pidfd.Fd()), i, 0)
+	if err != nil {
+		return nil, fmt.Errorf("take the container's descriptor %d from its first process: %w", i, err)
+	}
+	return os.NewFile(uintptr(fd), fmt.Sprintf("stdio-%d", i)), nil
+}
+
+func classify(st unix.Stat_t) stream {
+	s := stream{kind: image.StdioFile, stat: st}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFIFO:
+		s.kind = image.StdioPipe
+		s.id = fmt.Sprintf("pipe:[%d]", st.Ino)
+	case unix.S_IFCHR:
+		if unix.Major(st.Rdev) == 1 && unix.Minor(st.Rdev) == 3 {
+			s.kind = image.StdioNull
+			break
+		}
+		s.kind = image.StdioTTY
+		s.id = ttyID(image.TTYID{Rdev: st.Rdev, Dev: st.Dev})
+	}
+	return s
+}
+
+func ttyID(t image.TTYID) string { return fmt.Sprintf("tty[%x:%x]", t.Rdev, t.Dev) }
+
+// external names what of the container's stdio is not the application's own.
+func (e *Engine) external() []string {
+	var ids []string
+	for _, s := range e.stdio {
+		if s.id != "" {
+			ids = append(ids, s.id)
+		}
+	}
+	return ids
+}
+
+func (e *Engine) stdioRecord() (entries [3]image.StdioEntry) {
+	for i, s := range e.stdio {
+		entries[i].Kind = s.kind
+		switch s.kind {
+		case image.StdioPipe:
+			entries[i].Inode = s.stat.Ino
+		case image.StdioTTY:
+			entries[i].TTY = image.TTYID{Rdev: s.stat.Rdev, Dev: s.stat.Dev}
+		}
+	}
+	return entries
+}
+
+// inherited pairs the checkpoint's standard descriptors with this container's;
+// the caller closes the files.
+func (e *Engine) inherited(from [3]image.StdioEntry) (map[string]*os.File, error) {
+	files := make(map[string]*os.File)
+	for i, entry := range from {
+		var id string
+		switch entry.Kind {
+		case image.StdioPipe:
+			id = fmt.Sprintf("pipe:[%d]", entry.Inode)
+		case image.StdioTTY:
+			id = ttyID(entry.TTY)
+			if e.stdio[i].kind != image.StdioTTY {
+				closeAll(files)
+				return nil, fmt.Errorf("the checkpoint's application had a terminal and this container has none: create it with one (-t): %w", errdefs.ErrFailedPrecondition)
+			}
+		default:
+			continue
+		}
+		if files[id] != nil {
+			continue
+		}
+		f, err := e.stdioFile(i)
+		if err != nil {
+			closeAll(files)
+			return nil, err
+		}
+		files[id] = f
+	}
+	return files, nil
+}
+
+func closeAll(files map[string]*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

@@ -1,0 +1,85 @@
+//go:build linux
+
+package shim
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/fastmig/fastmig/runtime/container"
+	"github.com/fastmig/fastmig/runtime/fastfreeze"
+)
+
+// plainRestore is a container without FastFreeze that starts from a checkpoint
+// of the whole container, in the stock shim's format. As there, all of it
+// happens at Start.
+type plainRestore struct {
+	dir, parent string
+	proc        *container.Process
+}
+
+func (r *plainRestore) prepare(spec *specs.Spec, w *wiring) error {
+	proc, err := container.NewProcess(spec.Process, true, w.io, nil)
+	if err != nil {
+		return err
+	}
+	r.proc = proc
+	return nil
+}
+
+func (t *task) workDir() string { return filepath.Join(t.bundle, "work") }
+
+func (t *task) restorePlain(ctx context.Context) error {
+	work := t.opts.CriuWorkPath
+	if work == "" {
+		work = t.workDir()
+	}
+	r := t.plain
+	if err := t.c.RestoreWhole(r.proc, container.CheckpointConfig{
+		ImageDir:  r.dir,
+		ParentDir: r.parent,
+		WorkDir:   work,
+	}); err != nil {
+		kept := keepLog(ctx, filepath.Join(work, "restore.log"), filepath.Join(t.bundle, "criu-restore.log"))
+		return fmt.Errorf("OCI runtime restore failed: %w", fastfreeze.ExplainLog("restore the whole container", kept, err))
+	}
+	t.init.run(r.proc)
+	t.cgroup = loadCgroup(ctx, r.proc.Pid)
+	if err := writePid(t.bundle, r.proc.Pid); err != nil {
+		return err
+	}
+	return t.wiring.connect(ctx, t.consoles, t.ns, t.id)
+}
+
+func (t *task) checkpointPlain(req *checkpointRequest) error {
+	work := req.options.WorkPath
+	if work == "" {
+		work = filepath.Join(t.workDir(), "criu-work")
+		defer os.RemoveAll(work)
+	}
+	before := t.now()
+	t.to(StateCheckpointing)
+	defer t.to(before)
+	if err := t.c.CheckpointWhole(container.CheckpointConfig{
+		ImageDir:            req.path,
+		WorkDir:             work,
+		ParentDir:           req.options.ParentPath,
+		Exit:                req.exit,
+		OpenTCP:             req.options.OpenTcp,
+		ExternalUnixSockets: req.options.ExternalUnixSockets,
+		Terminal:            req.options.Terminal,
+		FileLocks:           req.options.FileLocks,
+		EmptyNamespaces:     req.options.EmptyNamespaces,
+		CgroupsMode:         req.options.CgroupsMode,
+	}); err != nil {
+		kept := keepLog(context.Background(), filepath.Join(work, "dump.log"), filepath.Join(t.bundle, "criu-dump.log"))
+		err = fastfreeze.ExplainLog("checkpoint the whole container", kept, err)
+		return fmt.Errorf("%w: %w", err, errdefs.ErrUnknown)
+	}
+	return nil
+}
