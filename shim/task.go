@@ -157,11 +157,16 @@ func (t *task) unmountRootfs() error {
 
 // build makes the container and its PID 1.
 func (t *task) build(ctx context.Context, spec *specs.Spec, restore *fastfreeze.Checkpoint) error {
+	source := ""
+	if restore != nil && restore.Manifest.ContainerID != t.id {
+		source = restore.Manifest.ContainerID
+	}
 	c, err := container.Create(container.Config{
 		Root:          stateRoot(t.opts, t.ns),
 		ID:            t.id,
 		Bundle:        t.bundle,
 		Spec:          spec,
+		Source:        source,
 		SystemdCgroup: t.opts.SystemdCgroup,
 		NoPivotRoot:   t.opts.NoPivotRoot,
 		NoNewKeyring:  t.opts.NoNewKeyring,

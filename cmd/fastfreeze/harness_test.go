@@ -113,7 +113,7 @@ func helper(script string) {
 			break
 		}
 	}
-	env = append(env, "DOUBLE=1", "DOUBLE=2", "NOEQUALS", "", "GODEBUG=schedtrace=1", "GOMAXPROCS=7")
+	env = append(env, "DOUBLE=1", "DOUBLE=2", "NOEQUALS", "", "GODEBUG=gctrace=1", "GOMAXPROCS=7")
 	check("exec "+path, syscall.Exec(path, os.Args[1:], env))
 }
 
@@ -132,6 +132,7 @@ type container struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	conn   *initconn.Conn
+	socket *os.File // the same end, to send what is no message
 	stdout *bytes.Buffer
 	stderr *bytes.Buffer
 	waited chan error
@@ -145,6 +146,10 @@ func run(t *testing.T, o options) *container {
 	}
 	theirs := os.NewFile(uintptr(pair[1]), "init's end")
 	defer theirs.Close()
+	dup, err := unix.FcntlInt(uintptr(pair[0]), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	conn, err := initconn.New(os.NewFile(uintptr(pair[0]), "shim's end"))
 	if err != nil {
 		t.Fatal(err)
@@ -257,29 +262,67 @@ func (c *container) proc(pid int, file string) string {
 	return fmt.Sprintf("/proc/%d/root/proc/%d/%s", c.cmd.Process.Pid, pid, file)
 }
 
-// inside runs a program in the container's pid namespace (with the host's mounts) and returns its error.
-func (c *container) inside(argv ...string) error {
-	result := make(chan error, 1)
+// inside runs a program in the container's pid namespace (with the host's mounts) and returns its output.
+func (c *container) inside(argv ...string) string {
+	c.t.Helper()
+	type result struct {
+		out []byte
+		err error
+	}
+	done := make(chan result, 1)
 	go func() {
 		// The thread is of no use to others afterwards: it ends with the goroutine.
 		runtime.LockOSThread()
-		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/pid", c.cmd.Process.Pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			result <- err
+		var r result
+		defer func() { done <- r }()
+		var fd int
+		if fd, r.err = unix.Open(fmt.Sprintf("/proc/%d/ns/pid", c.cmd.Process.Pid), unix.O_RDONLY|unix.O_CLOEXEC, 0); r.err != nil {
 			return
 		}
 		defer unix.Close(fd)
-		if err := unix.Setns(fd, unix.CLONE_NEWPID); err != nil {
-			result <- err
-			return
+		if r.err = unix.Setns(fd, unix.CLONE_NEWPID); r.err == nil {
+			r.out, r.err = exec.Command(argv[0], argv[1:]...).Output()
 		}
-		out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
-		if err != nil {
-			err = fmt.Errorf("%v: %w: %s", argv, err, out)
-		}
-		result <- err
 	}()
-	return <-result
+	r := <-done
+	if r.err != nil {
+		c.t.Fatalf("%v: %v: %s", argv, r.err, r.out)
+	}
+	return strings.TrimSpace(string(r.out))
+}
+
+// orphan makes a process whose parent is PID 1 and returns its pid in the namespace. It ends with an exit code
+// of 5 by SIGTERM and of 6 by SIGUSR1, whatever it is told first.
+func (c *container) orphan() int {
+	c.t.Helper()
+	out := c.inside("sh", "-c", `sh -c 'trap "exit 5" TERM; trap "exit 6" USR1; echo $$; exec >&- 2>&-; while :; do read x <&9; done' 9<>"$1" &
+		wait_for() { :; }; wait_for`, "sh", fifo(c.t))
+	pid, err := strconv.Atoi(out)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return pid
+}
+
+// fifo makes a fifo to wait on for ever.
+func fifo(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// status reads a field of a process's /proc status in the namespace; it is empty when there is no such process.
+func (c *container) status(pid int, field string) string {
+	b, _ := os.ReadFile(c.proc(pid, "status"))
+	for _, line := range strings.Split(string(b), "\n") {
+		if v, ok := strings.CutPrefix(line, field+":"); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
 }
 
 // eventually waits for a condition that no descriptor announces.

@@ -55,15 +55,15 @@ func newApp(stdout, stderr io.Writer) *cli.Command {
 		Usage: "containers whose service can be checkpointed, restored and moved while they stay",
 		Description: `A node needs two things: the shim, and the toolkit that this command installs.
 
-   Examples:
-      fastmig check               what can this node do, and what is in the way?
-      sudo fastmig install        lay out the toolkit (` + toolkit.DefaultRoot + `)
-      ctr run --runtime io.containerd.fastmig.v2 IMAGE NAME
+Examples:
+   fastmig check               what can this node do, and what is in the way?
+   sudo fastmig install        lay out the toolkit (` + toolkit.DefaultRoot + `)
+   ctr run --runtime io.containerd.fastmig.v2 IMAGE NAME
 
-   ` + toolkit.RootEnv + ` names another folder for the toolkit, for this command and for the shim.
-   Shell completion: source <(fastmig completion bash), also zsh, fish, pwsh.
+` + toolkit.RootEnv + ` names another folder for the toolkit, for this command and for the shim.
+Shell completion: source <(fastmig completion bash), also zsh, fish, pwsh.
 
-   Exit codes: 0 done, 1 failed or (check) a verdict is no, 2 wrong usage, 130 interrupted.`,
+Exit codes: 0 done, 1 failed or (check) a verdict is no, 2 wrong usage, 130 interrupted.`,
 		Version:               version(),
 		EnableShellCompletion: true,
 		Suggest:               true,

@@ -31,11 +31,12 @@ type apt struct {
 	opts    Options
 	dir     string
 	sources string
+	lock    *os.File
 }
 
 // newApt lays out the private state. The caller holds the lock.
-func newApt(ctx context.Context, opts Options, sources string) (*apt, error) {
-	a := &apt{opts: opts, dir: opts.stateDir(), sources: sources}
+func newApt(ctx context.Context, opts Options, sources string, lock *os.File) (*apt, error) {
+	a := &apt{opts: opts, dir: opts.stateDir(), sources: sources, lock: lock}
 	arch, err := run(ctx, command{name: "dpkg", args: []string{"--print-architecture"}})
 	if err != nil {
 		return nil, fmt.Errorf("debpkg: ask dpkg for the architecture: %w", err)
@@ -210,7 +211,9 @@ func (a *apt) get(ctx context.Context, args ...string) (string, error) {
 	// LC_ALL: the output is read by this package.
 	env := []string{"LC_ALL=C.UTF-8", "LANGUAGE=", "DEBIAN_FRONTEND=noninteractive"}
 	full := append([]string{"--config-file", filepath.Join(a.dir, "apt.conf"), "--quiet"}, args...)
-	return run(ctx, command{name: "apt-get", args: full, env: env})
+	// apt-get holds the lock too: if this process is killed, the next one waits
+	// until what it has started is over.
+	return run(ctx, command{name: "apt-get", args: full, env: env, keep: []*os.File{a.lock}})
 }
 
 // command is a program to run. With stdout nil, its output is returned by run.
@@ -220,6 +223,7 @@ type command struct {
 	env    []string // in addition to the environment
 	stdin  *os.File
 	stdout *os.File
+	keep   []*os.File // open files that the program inherits
 }
 
 // run runs a command in a process group of its own, which ends as a whole when
@@ -236,6 +240,7 @@ func run(ctx context.Context, c command) (string, error) {
 	if c.stdout != nil {
 		cmd.Stdout = c.stdout
 	}
+	cmd.ExtraFiles = c.keep
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
@@ -312,7 +317,8 @@ func decisive(output string) []string {
 }
 
 // lockDir creates dir and takes its lock, waiting for other processes.
-func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
+// Closing the file gives the lock back.
+func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("debpkg: prepare the cache: %w", err)
 	}
@@ -325,7 +331,7 @@ func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { f.Close() }, nil
+			return f, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			f.Close()

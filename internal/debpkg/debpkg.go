@@ -74,12 +74,12 @@ func Fetch(ctx context.Context, opts Options) ([]string, error) {
 		return nil, fmt.Errorf("debpkg: read apt's sources: no entry of the distribution's own archive with the component main in %s: add one (see sources.list(5)): %w",
 			hostSources, errdefs.ErrFailedPrecondition)
 	}
-	unlock, err := lockDir(ctx, opts.stateDir())
+	lock, err := lockDir(ctx, opts.stateDir())
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
-	a, err := newApt(ctx, opts, formatSources(sources))
+	defer lock.Close()
+	a, err := newApt(ctx, opts, formatSources(sources), lock)
 	if err != nil {
 		return nil, err
 	}

@@ -153,7 +153,7 @@ func TestFetchCancelled(t *testing.T) {
 
 func TestLockWaitsAndIsCancelled(t *testing.T) {
 	dir := t.TempDir()
-	unlock, err := lockDir(t.Context(), dir)
+	first, err := lockDir(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,12 +162,12 @@ func TestLockWaitsAndIsCancelled(t *testing.T) {
 	if _, err := lockDir(ctx, dir); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("second holder: %v; want the deadline", err)
 	}
-	unlock()
+	first.Close()
 	second, err := lockDir(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second()
+	second.Close()
 }
 
 func TestUnpackBrokenArchive(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	// The device rules of both cgroup versions, which libcontainer leaves to
 	// its user to link.
 	_ "github.com/opencontainers/cgroups/devices"
+	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
@@ -41,6 +42,10 @@ type Config struct {
 	Bundle string
 	// Spec is the container's; its paths may be relative to Bundle.
 	Spec *specs.Spec
+	// Source is set when the spec comes from the container that a checkpoint
+	// was taken of, and names it. The spec's cgroup is then that container's:
+	// this one gets its own beside it.
+	Source string
 	// SystemdCgroup selects the systemd driver instead of cgroupfs.
 	SystemdCgroup bool
 	NoPivotRoot   bool
@@ -59,15 +64,17 @@ func Create(c Config) (*Container, error) {
 		return nil, err
 	}
 	spec := absolute(c.Spec, c.Bundle)
-	cfg, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
-		CgroupName:       c.ID,
-		UseSystemdCgroup: c.SystemdCgroup,
-		NoPivotRoot:      c.NoPivotRoot,
-		NoNewKeyring:     c.NoNewKeyring,
-		Spec:             spec,
-	})
+	cfg, err := c.libcontainer(spec)
 	if err != nil {
-		return nil, fmt.Errorf("read the spec of %s: %w", c.ID, err)
+		return nil, err
+	}
+	if c.Source != "" && notOwn(cfg, spec.Linux.CgroupsPath, c.Source) {
+		linux := *spec.Linux
+		linux.CgroupsPath = beside(linux.CgroupsPath, c.ID)
+		spec.Linux = &linux
+		if cfg, err = c.libcontainer(spec); err != nil {
+			return nil, err
+		}
 	}
 	// libcontainer takes its working directory for the bundle; one shim
 	// serves the bundles of a whole pod.
@@ -87,6 +94,20 @@ func Create(c Config) (*Container, error) {
 		return nil, err
 	}
 	return &Container{lc: lc, config: c}, nil
+}
+
+func (c Config) libcontainer(spec *specs.Spec) (*configs.Config, error) {
+	cfg, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+		CgroupName:       c.ID,
+		UseSystemdCgroup: c.SystemdCgroup,
+		NoPivotRoot:      c.NoPivotRoot,
+		NoNewKeyring:     c.NoNewKeyring,
+		Spec:             spec,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the spec of %s: %w", c.ID, err)
+	}
+	return cfg, nil
 }
 
 // Load finds a container that another process of this node made: the shim's
@@ -143,6 +164,36 @@ func absolute(spec *specs.Spec, bundle string) *specs.Spec {
 		}
 	}
 	return &s
+}
+
+// notOwn says whether a spec's cgroup is another container's: named after the
+// source, or with processes in it.
+func notOwn(cfg *configs.Config, path, source string) bool {
+	if path == "" {
+		return false
+	}
+	if _, name := splitCgroup(path); name == source {
+		return true
+	}
+	m, err := manager.New(cfg.Cgroups)
+	if err != nil || !m.Exists() {
+		return false
+	}
+	pids, err := m.GetAllPids()
+	return err == nil && len(pids) > 0
+}
+
+// beside is the cgroup path with the last part replaced.
+func beside(path, name string) string {
+	parent, _ := splitCgroup(path)
+	return parent + name
+}
+
+// splitCgroup takes the last part off /PARENT/NAME or, of the systemd driver,
+// SLICE:PREFIX:NAME.
+func splitCgroup(path string) (parent, name string) {
+	i := strings.LastIndexAny(path, "/:") + 1
+	return path[:i], path[i:]
 }
 
 func isBind(options []string) bool {

@@ -94,9 +94,11 @@ type event struct {
 	Err             string
 }
 
-func newContainer(t testing.TB) *container {
+func newContainer(t testing.TB) *container { return newContainerIn(t, newFreezer(t)) }
+
+func newContainerIn(t testing.TB, f *freezer) *container {
 	t.Helper()
-	c := &container{t: t, freezer: newFreezer(t)}
+	c := &container{t: t, freezer: f}
 	c.change = sync.NewCond(&c.mu)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -300,6 +302,9 @@ func (s *service) try(format string, args ...any) (string, error) {
 	}
 	return strings.TrimPrefix(strings.TrimPrefix(answer, "ok"), " "), nil
 }
+
+// stop ends the application.
+func (s *service) stop() { _ = s.in.Close() }
 
 // pipes names the application's stdio as CRIU does.
 func (s *service) pipes() []string {

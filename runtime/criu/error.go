@@ -27,5 +27,5 @@ func newError(step string, ctx context.Context, o outcome, log *os.File, from in
 			lines = append(lines, l)
 		}
 	}
-	return fmt.Errorf("%s: %v %v status %v %v: %s", step, o.err, o.resp, o.status, ctx.Err(), strings.Join(lines, "\n"))
+	return fmt.Errorf("%s: %v %v status %v %w: %s", step, o.err, o.resp, o.status, ctx.Err(), strings.Join(lines, "\n"))
 }

@@ -165,7 +165,7 @@ func (e *Engine) launch(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	if e.cfg.OwnPids {
-		if err := e.choosePid(); err != nil {
+		if err := e.nextPid(AppPid); err != nil {
 			return 0, err
 		}
 	}
@@ -179,14 +179,14 @@ func (e *Engine) launch(ctx context.Context) (int, error) {
 	return pid, nil
 }
 
-// choosePid makes AppPid the pid namespace's next one.
-func (e *Engine) choosePid() error {
+// nextPid makes n, or the first free one after it, the pid namespace's next pid.
+func (e *Engine) nextPid(n int) error {
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", e.pid))
 	if err != nil {
-		return fmt.Errorf("choose the application's pid: %w", err)
+		return fmt.Errorf("choose the next pid: %w", err)
 	}
 	defer ns.Close()
-	return criu.SetLastPid(ns, e.exe, AppPid-1)
+	return criu.SetLastPid(ns, e.exe, n-1)
 }
 
 func (e *Engine) flags() initproto.Flags {

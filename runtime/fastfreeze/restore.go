@@ -110,7 +110,7 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 	if m.TCP == image.TCPKeep {
 		tcp = criu.KeepConnections
 	}
-	if _, err := tool.Restore(ctx, criu.RestoreOptions{
+	restored, err := tool.Restore(ctx, criu.RestoreOptions{
 		Place:     place,
 		Images:    e.cfg.Checkpoint.File(),
 		Log:       logFile,
@@ -118,12 +118,22 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 		TCP:       tcp,
 		FileLocks: true,
 		Pid:       m.Application.Pid,
-	}); err != nil {
+		Notify: func(step string, _ int) error {
+			if step != "pre-resume" {
+				return nil
+			}
+			// What the application forks from now on must not get the low
+			// pids that the next container's own processes have.
+			return e.nextPid(AppPid + 1)
+		},
+	})
+	if err != nil {
 		if aerr := e.conn.abandon(); aerr != nil && !errors.Is(aerr, errdefs.ErrNotFound) {
 			log.G(ctx).WithError(aerr).Warn("tell PID 1 that the restore failed")
 		}
 		return 0, fmt.Errorf("restore %s: %w", e.cfg.ID, err)
 	}
+	restored.Process.Close()
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	pid, err := e.conn.restored(ctx)

@@ -6,34 +6,44 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 )
 
 // Print writes the report for people: a line for each feature, a line for each
-// verdict, and below it a line for each thing to do about it.
+// verdict, and a line for each thing that can be done about what is not there.
 func (r Report) Print(w io.Writer) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(tw, "kernel\t\t%s (%s)\n", r.Kernel, r.Arch)
+	width := 0
 	for _, f := range r.Features {
-		text := f.Detail
-		if f.Status != Yes {
-			text = join(": ", f.Detail, f.Consequence)
-		}
-		// An empty last cell would leave blanks at the line's end.
-		fmt.Fprintf(tw, "%s\t%s\n", f.Title, strings.TrimRight(fmt.Sprintf("%s\t%s", f.Status, text), "\t"))
-	}
-	if err := tw.Flush(); err != nil {
-		return fmt.Errorf("node: print the report: %w", err)
+		width = max(width, len(f.Title))
 	}
 	var b strings.Builder
+	line := func(title string, status Status, text string) {
+		b.WriteString(strings.TrimRight(fmt.Sprintf("%-*s  %-7s  %s", width, title, status, text), " ") + "\n")
+	}
+	line("kernel", Yes, fmt.Sprintf("%s (%s)", r.Kernel, r.Arch))
+	for _, f := range r.Features {
+		line(f.Title, f.Status, f.text())
+	}
+	b.WriteString("\n")
 	for _, verb := range Verbs {
 		v := r.Verdicts[verb]
-		fmt.Fprintf(&b, "\n%s: %s\n", verb, strings.ToUpper(string(v.Verdict)))
+		var because []string
 		for _, name := range v.Because {
 			if f, ok := r.Feature(name); ok {
-				fmt.Fprintf(&b, "  - %s %s: %s\n    do: %s\n", f.Title, f.Status, join(": ", f.Detail, f.Consequence), f.Remedy)
+				because = append(because, f.Title)
 			}
 		}
+		line("=> "+string(verb), v.Verdict, strings.Join(because, ", "))
+	}
+	first := true
+	for _, f := range r.Features {
+		if f.Remedy == "" {
+			continue
+		}
+		if first {
+			b.WriteString("\nWhat can be done:\n")
+			first = false
+		}
+		fmt.Fprintf(&b, "  %s: %s\n", f.Title, f.Remedy)
 	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("node: print the report: %w", err)
@@ -41,12 +51,13 @@ func (r Report) Print(w io.Writer) error {
 	return nil
 }
 
-func join(sep string, parts ...string) string {
-	var have []string
-	for _, p := range parts {
-		if p != "" {
-			have = append(have, p)
-		}
+// text says what was seen and, unless the detail is just that, what follows.
+func (f FeatureReport) text() string {
+	switch {
+	case f.Status == Yes, f.Status == Limited && f.Detail != "":
+		return f.Detail
+	case f.Detail == "":
+		return f.Consequence
 	}
-	return strings.Join(have, sep)
+	return strings.TrimSuffix(f.Detail, ".") + "; " + f.Consequence
 }

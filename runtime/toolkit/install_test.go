@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -185,6 +186,61 @@ func TestInstallWhole(t *testing.T) {
 			t.Errorf("second uninstall: %v; want ErrNotFound", err)
 		}
 	})
+}
+
+// hostCriu puts a stand-in for the host's criu in front of PATH: a program with
+// a loader, as the real one is, that says it is version 99 and whose check ends
+// with the given code.
+func hostCriu(t *testing.T, dir string, check int) {
+	t.Helper()
+	src := filepath.Join(t.TempDir(), "criu.c")
+	code := `#include <stdio.h>
+#include <string.h>
+int main(int argc, char **argv) {
+	if (argc > 1 && !strcmp(argv[1], "--version")) { puts("Version: 99.0"); return 0; }
+	puts("Error (stand-in): this kernel is too strange");
+	return ` + strconv.Itoa(check) + `;
+}
+`
+	if err := os.WriteFile(src, []byte(code), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "cc", "-o", filepath.Join(dir, "criu"), src).CombinedOutput(); err != nil {
+		t.Fatalf("compile the stand-in: %v\n%s", err, out)
+	}
+}
+
+func TestInstallTakesTheHostsCriu(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	opts := InstallOptions{Root: filepath.Join(t.TempDir(), "root"), FastfreezePath: staticProgram(t, "x"), Progress: t.Output()}
+	hostCriu(t, dir, 0)
+	res, err := Install(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if origin := res.Manifest.Criu; origin.From != FromHost || origin.Version != "99.0" || origin.Source != filepath.Join(dir, "criu") {
+		t.Errorf("origin %+v; want the host's", origin)
+	}
+	if again, err := Install(t.Context(), opts); err != nil || again.Changed {
+		t.Errorf("again: %+v, %v; want nothing done", again, err)
+	}
+	// The host's is replaced by one that does not work: what is installed does,
+	// so it stays; a new toolkit takes the package.
+	hostCriu(t, dir, 1)
+	if again, err := Install(t.Context(), opts); err != nil || again.Changed || again.Manifest.Criu.Version != "99.0" {
+		t.Errorf("with a broken one on the host: %+v, %v; want nothing done", again, err)
+	}
+	opts.Root = filepath.Join(t.TempDir(), "root")
+	res, err = Install(t.Context(), opts)
+	if err != nil || res.Manifest.Criu.From != FromDebian {
+		t.Errorf("new, with a broken one on the host: %+v, %v; want the package", res.Manifest.Criu, err)
+	}
+	opts.CriuFrom = filepath.Join(dir, "criu")
+	if _, err := Install(t.Context(), opts); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "this kernel is too strange") {
+		t.Errorf("asked for one that does not work: %v; want CRIU's own words", err)
+	}
 }
 
 func loaderList(t *testing.T, tk Toolkit) string {

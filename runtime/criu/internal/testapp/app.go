@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -15,6 +16,8 @@ import (
 type app struct {
 	values map[string]string
 	held   []any // resources kept open
+	fd     int   // of the command file
+	conn   net.Conn
 }
 
 // runApp answers each line on stdin with one line on stdout: "ok …" or "error …".

@@ -149,6 +149,9 @@ func enterRoot(root string) error {
 		{"make /dev/null", func() error {
 			return unix.Mknod(filepath.Join(root, "dev/null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3)))
 		}},
+		{"make /dev/tty", func() error {
+			return unix.Mknod(filepath.Join(root, "dev/tty"), unix.S_IFCHR|0o666, int(unix.Mkdev(5, 0)))
+		}},
 		{"enter the root", func() error { return os.Chdir(root) }},
 		{"change the root", func() error { return unix.PivotRoot(".", ".") }},
 		{"leave the host's root", func() error { return unix.Unmount(".", unix.MNT_DETACH) }},
