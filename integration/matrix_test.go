@@ -26,11 +26,14 @@ func TestMatrix(t *testing.T) {
 		t.Run(strings.ReplaceAll(w.Name, " ", "-"), func(t *testing.T) {
 			lab := lab.For(t)
 			lab.MustImport(w.Image)
-			if err := row.run(lab, w); err != nil {
+			run := row.run
+			if w.Impossible != "" {
+				run = row.runImpossible
+			}
+			if err := run(lab, w); err != nil {
 				row.result, row.reason = "FAIL", err.Error()
 				t.Fatal(err)
 			}
-			row.result = "ok"
 		})
 	}
 }
@@ -48,10 +51,9 @@ type matrixRow struct {
 // checkpointed and restored once more.
 func (r *matrixRow) run(lab *harness.Lab, w workloads.Workload) error {
 	ctx := lab.Context()
-	source := lab.MustRun(w.Options())
-	check, err := w.Fill(ctx, source)
+	source, check, err := r.start(lab, w)
 	if err != nil {
-		return fmt.Errorf("put state in: %w", err)
+		return err
 	}
 	name := strings.Trim(strings.Map(func(c rune) rune {
 		if c >= 'a' && c <= 'z' {
@@ -83,7 +85,45 @@ func (r *matrixRow) run(lab *harness.Lab, w workloads.Workload) error {
 	if err := check(ctx, again); err != nil {
 		return fmt.Errorf("after the second restore: %w", err)
 	}
+	r.result = "ok"
 	return nil
+}
+
+// runImpossible is the protocol of a row that CRIU cannot do: the checkpoint
+// fails and tells why, and the service goes on.
+func (r *matrixRow) runImpossible(lab *harness.Lab, w workloads.Workload) error {
+	source, check, err := r.start(lab, w)
+	if err != nil {
+		return err
+	}
+	err = source.Checkpoint(lab.Context(), "fastmig.test/impossible:1", true)
+	if err == nil {
+		return errors.New("the checkpoint succeeded: the row is no longer impossible")
+	}
+	if told := err.Error() + lab.CRIUErrors(source.ID()); !strings.Contains(told, w.Impossible) {
+		return fmt.Errorf("%w: nothing about %q in it", err, w.Impossible)
+	}
+	if lab.Runtime.IsFastMig() && !strings.Contains(err.Error(), w.Impossible) {
+		return fmt.Errorf("the cause %q is in CRIU's log only: %w", w.Impossible, err)
+	}
+	if err := check(lab.Context(), source); err != nil {
+		return fmt.Errorf("after the failed checkpoint: %w", err)
+	}
+	r.result, r.reason = "red", "CRIU: "+w.Impossible+"; the service goes on"
+	return nil
+}
+
+func (r *matrixRow) start(lab *harness.Lab, w workloads.Workload) (*harness.Container, workloads.Check, error) {
+	opts := w.Options()
+	// The stock shim restores an empty network namespace, without so much as
+	// the loopback device; what lies outside the container survives.
+	opts.HostNetwork = lab.Runtime == harness.Stock
+	source := lab.MustRun(opts)
+	check, err := w.Fill(lab.Context(), source)
+	if err != nil {
+		return nil, nil, fmt.Errorf("put state in: %w", err)
+	}
+	return source, check, nil
 }
 
 // move ends the container with a checkpoint and restores it under a new name.

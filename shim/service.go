@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fastmig/fastmig/runtime/container"
+	"github.com/fastmig/fastmig/runtime/fastfreeze"
 	"github.com/fastmig/fastmig/shim/stdio"
 )
 
@@ -55,6 +56,9 @@ type Service struct {
 
 // NewService makes the Task API of a shim.
 func NewService(ctx context.Context, publisher cshim.Publisher, sd shutdown.Service, decoder Decoder) (*Service, error) {
+	if err := fastfreeze.UseToolkit(); err != nil {
+		return nil, err
+	}
 	watcher, err := newOOMWatcher(ctx, publisher)
 	if err != nil {
 		return nil, err

@@ -71,6 +71,8 @@ func helper(script string) {
 	}
 	runtime.LockOSThread()
 	uid := 0
+	// What the tests themselves were started with is not for the container.
+	check("close_range", unix.CloseRange(5, 1<<31, unix.CLOSE_RANGE_CLOEXEC))
 	path := os.Args[1]
 	for _, word := range strings.Fields(script) {
 		key, value, _ := strings.Cut(word, "=")
@@ -93,6 +95,8 @@ func helper(script string) {
 			set := unix.Sigset_t{}
 			set.Val[0] = 1 << (n - 1)
 			check("sigmask", unix.PthreadSigmask(unix.SIG_BLOCK, &set, nil))
+		case "leak":
+			check("dup", unix.Dup3(0, 9, 0))
 		case "nonewprivs":
 			check("no_new_privs", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		case "uid":
@@ -132,7 +136,7 @@ type container struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	conn   *initconn.Conn
-	socket *os.File // the same end, to send what is no message
+	socket int // the same end, to send what is no message
 	stdout *bytes.Buffer
 	stderr *bytes.Buffer
 	waited chan error
@@ -161,7 +165,7 @@ func run(t *testing.T, o options) *container {
 	self := os.NewFile(uintptr(fd), binary)
 	defer self.Close()
 
-	c := &container{t: t, conn: conn, stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}, waited: make(chan error, 1)}
+	c := &container{t: t, conn: conn, socket: dup, stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}, waited: make(chan error, 1)}
 	args := o.argv
 	if !o.direct {
 		args = append([]string{"/proc/self/fd/4", "init", "--"}, o.argv...)
@@ -191,7 +195,7 @@ func run(t *testing.T, o options) *container {
 	t.Cleanup(func() {
 		_ = c.cmd.Process.Kill()
 		<-c.waited
-		_ = c.conn.Close()
+		c.hangUp()
 	})
 	return c
 }
@@ -217,6 +221,37 @@ func (c *container) send(m initproto.Message) {
 	defer cancel()
 	if err := c.conn.Send(ctx, m); err != nil {
 		c.t.Fatal(err)
+	}
+}
+
+// raw sends a datagram as it is, with the rights to a descriptor if fds are given.
+func (c *container) raw(b []byte, fds ...int) {
+	c.t.Helper()
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	for {
+		err := unix.Sendmsg(c.socket, b, rights, nil, 0)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, unix.EAGAIN) {
+			c.t.Fatal(err)
+		}
+		poll := []unix.PollFd{{Fd: int32(c.socket), Events: unix.POLLOUT}}
+		if n, err := unix.Poll(poll, int(patience.Milliseconds())); n != 1 {
+			c.t.Fatalf("PID 1 does not read: %v", err)
+		}
+	}
+}
+
+// hangUp closes the shim's end of the socket.
+func (c *container) hangUp() {
+	_ = c.conn.Close()
+	if c.socket >= 0 {
+		_ = unix.Close(c.socket)
+		c.socket = -1
 	}
 }
 

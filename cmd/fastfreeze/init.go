@@ -50,7 +50,9 @@ func serve(args []string) {
 	if setCloexec(socketFd) != 0 {
 		die("taking the shim's socket", eINVAL, "descriptor 3 must be a SOCK_SEQPACKET socket")
 	}
-	closeFd(selfFd)
+	// This executable has served its purpose, and what else came by mistake must not reach the application: a
+	// leaked descriptor of another mount namespace makes it impossible to checkpoint.
+	sys3(sysCloseRange, selfFd, 1<<32-1, 0)
 	comm := newCstring("fastfreeze")
 	sys3(sysPrctl, prSetName, uintptr(unsafe.Pointer(comm)), 0)
 	env := environ(args)

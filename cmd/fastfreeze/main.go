@@ -1,4 +1,4 @@
-// The runtime must not read cgroup files at start nor again later: one processor is what PID 1 uses.
+// One processor is what PID 1 uses: the runtime shall not keep cgroup files open to learn how many there are.
 //go:debug containermaxprocs=0
 //go:debug updatemaxprocs=0
 

@@ -33,6 +33,7 @@ const (
 	sysDup3           = 292
 	sysPipe2          = 293
 	sysExecveat       = 322
+	sysCloseRange     = 436
 	sysFaccessat2     = 439
 )
 

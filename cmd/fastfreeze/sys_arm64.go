@@ -33,6 +33,7 @@ const (
 	sysExecve         = 221
 	sysWait4          = 260
 	sysExecveat       = 281
+	sysCloseRange     = 436
 	sysFaccessat2     = 439
 )
 

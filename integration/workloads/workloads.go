@@ -20,7 +20,11 @@ type Workload struct {
 	Image images.Image
 	// Args are the command; empty means the image's own.
 	Args     []string
+	Env      []string
 	Terminal bool
+	// Impossible is what CRIU says when it cannot checkpoint the workload at
+	// all; the row then stays red, and the service must outlive the attempt.
+	Impossible string
 	// Fill waits until the container serves and puts state into it. The
 	// returned function checks any container that continues it: that the
 	// state is there, that it lived in memory all the time (a program that
@@ -34,7 +38,7 @@ type Check func(ctx context.Context, c *harness.Container) error
 
 // Options are the run options of the workload's container.
 func (w Workload) Options() harness.RunOptions {
-	return harness.RunOptions{Image: w.Image.Ref(), Args: w.Args, Terminal: w.Terminal}
+	return harness.RunOptions{Image: w.Image.Ref(), Args: w.Args, Env: w.Env, Terminal: w.Terminal}
 }
 
 // All are the rows of the matrix, in the order in which they are shown.
@@ -50,7 +54,9 @@ var All = []Workload{
 	{Name: "Python with threads", Image: images.Python, Fill: fillService(askByShell)},
 	{Name: "Node.js", Image: images.Node, Fill: fillService(askByShell)},
 	{Name: "Java", Image: images.Java, Fill: fillService(askByShell)},
-	{Name: "static Go, scratch image", Image: images.GoScratch, Fill: fillService(askBySelf)},
+	// Go's listeners are MPTCP sockets where the kernel has them.
+	{Name: "static Go, scratch image", Image: images.GoScratch, Env: []string{"GODEBUG=multipathtcp=0"}, Fill: fillService(askBySelf)},
+	{Name: "static Go, MPTCP", Image: images.GoScratch, Fill: fillService(askBySelf), Impossible: "Unsupported proto 262"},
 }
 
 // progressTimeout is how long a service may take to show that it goes on.

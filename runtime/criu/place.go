@@ -77,7 +77,7 @@ type namespace struct {
 }
 
 // joins lists what the launching thread enters by itself. The mount namespace is not
-// there: CRIU enters it after its libraries are loaded (preload/enter.c).
+// there: CRIU enters it after its libraries are loaded (preload/preload.c).
 func (n Namespaces) joins() ([]namespace, error) {
 	var list []namespace
 	for _, ns := range []namespace{

@@ -25,7 +25,7 @@ const (
 	killGrace = 5 * time.Second
 )
 
-// stopDump asks CRIU to give up: the code of preload/enter.c lets its next step fail, and
+// stopDump asks CRIU to give up: the code of preload/preload.c lets its next step fail, and
 // CRIU takes its code out of the processes and lets them go. A CRIU that is killed leaves
 // that code to end by itself when it loses its socket: seen to work, but its memory stays
 // mapped in the application.

@@ -23,7 +23,7 @@ const (
 	loaderName  = "ld.so"
 	binaryName  = "criu"
 	libraryDir  = "lib"
-	preloadName = "lib/fastmig-enter.so"
+	preloadName = "lib/fastmig-preload.so"
 )
 
 // Config says which CRIU and where its memory is.
@@ -139,7 +139,7 @@ func (s *session) close() {
 // fd passes a file on and returns its number in CRIU.
 func (s *session) fd(f *os.File) (int, error) { return s.fds.add(f) }
 
-// tell passes a file on to the code of preload/enter.c under a name in the environment.
+// tell passes a file on to the code of preload/preload.c under a name in the environment.
 func (s *session) tell(name string, f *os.File) error {
 	fd, err := s.fds.add(f)
 	if err != nil {

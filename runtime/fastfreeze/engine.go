@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -81,6 +82,16 @@ type Engine struct {
 func CheckToolkit() error {
 	_, err := toolkit.Locate()
 	return err
+}
+
+// UseToolkit puts the toolkit's CRIU before any other in this process's PATH:
+// libcontainer looks for one there. Without a toolkit nothing changes.
+func UseToolkit() error {
+	tk, err := toolkit.Locate()
+	if err != nil {
+		return nil
+	}
+	return os.Setenv("PATH", filepath.Dir(tk.CriuWrapper())+":"+os.Getenv("PATH"))
 }
 
 // New prepares the engine of a container that is about to be made.

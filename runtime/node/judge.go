@@ -17,8 +17,8 @@ type Report struct {
 	Verdicts map[Verb]Verdict `json:"verdicts"`
 }
 
-// FeatureReport is one feature. Consequence and remedy are there unless the
-// status is yes.
+// FeatureReport is one feature. Consequence and remedy are there when the status
+// is no or limited.
 type FeatureReport struct {
 	Name        Name   `json:"name"`
 	Title       string `json:"title"`
@@ -65,7 +65,7 @@ func Judge(p Probed) Report {
 			found = Finding{Unknown, "was not probed"}
 		}
 		report := FeatureReport{Name: f.name, Title: f.title, Status: found.Status, Detail: found.Detail}
-		if found.Status != Yes {
+		if found.Status == No || found.Status == Limited {
 			report.Consequence, report.Remedy = f.consequence, f.remedy
 		}
 		r.Features = append(r.Features, report)

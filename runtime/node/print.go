@@ -54,7 +54,7 @@ func (r Report) Print(w io.Writer) error {
 // text says what was seen and, unless the detail is just that, what follows.
 func (f FeatureReport) text() string {
 	switch {
-	case f.Status == Yes, f.Status == Limited && f.Detail != "":
+	case f.Consequence == "", f.Status == Limited && f.Detail != "":
 		return f.Detail
 	case f.Detail == "":
 		return f.Consequence

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -140,13 +141,29 @@ func suiteName(suite string) string {
 	return suite
 }
 
+// unpackPrefix begins the names of folders with unpacked packages.
+const unpackPrefix = "unpack-"
+
+// removeStale removes what killed installs have left unpacked. Unpacking takes
+// seconds: what is an hour old is nobody's. It is only a cache, so errors show
+// when the space is needed.
+func removeStale(cache string) {
+	found, _ := filepath.Glob(filepath.Join(cache, unpackPrefix+"*"))
+	for _, dir := range found {
+		if st, err := os.Stat(dir); err == nil && time.Since(st.ModTime()) > time.Hour {
+			_ = os.RemoveAll(dir)
+		}
+	}
+}
+
 func (in *installer) stageSuite(ctx context.Context, cache, suite, dir string) (CriuOrigin, error) {
 	debs, err := debpkg.Fetch(ctx, debpkg.Options{Dir: cache, Suite: suite, Packages: []string{"criu"}, Progress: in.opts.Progress})
 	if err != nil {
 		return CriuOrigin{}, err
 	}
 	// Unpacked beside the archives: much more than what is kept of it.
-	root, err := os.MkdirTemp(cache, "unpack-")
+	removeStale(cache)
+	root, err := os.MkdirTemp(cache, unpackPrefix)
 	if err != nil {
 		return CriuOrigin{}, err
 	}

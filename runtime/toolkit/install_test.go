@@ -423,3 +423,23 @@ func TestOpenRootWaitsForAnother(t *testing.T) {
 		t.Error("the lock was not handed on")
 	}
 }
+
+func TestRemoveStale(t *testing.T) {
+	cache := t.TempDir()
+	old, fresh, other := filepath.Join(cache, unpackPrefix+"old"), filepath.Join(cache, unpackPrefix+"new"), filepath.Join(cache, "trixie")
+	for _, dir := range []string{old, fresh, other} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	past := time.Now().Add(-2 * time.Hour)
+	for _, dir := range []string{old, other} {
+		if err := os.Chtimes(dir, past, past); err != nil {
+			t.Fatal(err)
+		}
+	}
+	removeStale(cache)
+	if left := tree(t, cache); !slices.Equal(left, []string{"trixie", unpackPrefix + "new"}) {
+		t.Errorf("left are %v", left)
+	}
+}

@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// fastmig-enter.so is loaded into CRIU by its own loader. It does two things that must
-// happen inside CRIU's process, because neither can be asked of CRIU itself.
+// fastmig-preload.so is loaded into CRIU by its own loader. It does what must happen inside
+// CRIU's process and cannot be asked of CRIU itself:
 //
-// 1. It joins the container's mount namespace after all of CRIU's libraries are loaded.
-//    A loader that starts inside the container would read the container's
-//    /etc/ld.so.preload and its library folders, and so run the container's code with the
-//    host's rights.
+// 1. It joins the container's mount namespace after CRIU's libraries are loaded. A loader
+//    that starts inside the container would read the container's /etc/ld.so.preload and its
+//    library folders, and so run the container's code with the host's rights.
 // 2. It gives CRIU its kernel-probe cache, /run/criu.kdat, out of a memfd. CRIU would
 //    otherwise read and write that file in the container: slow where /run is no tmpfs, a
 //    trace left behind where it is one, and a way in for a forged cache.
+// 3. It lets a dump be given up without harm to the processes: SIGTERM makes the next step
+//    fail, and CRIU cleans up as after any failure.
+// 4. It answers for socket options that Linux 6.16 and newer refuse and CRIU before 4.2 asks
+//    for.
 //
-// The descriptors are named in the environment by the launcher (launch.go), which is the
-// only one to set it.
+// The descriptors are named in the environment by the launcher (tool.go), which is the only
+// one to set it.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -24,6 +27,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
@@ -191,6 +195,20 @@ ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, size_t len, uns
 int nanosleep(const struct timespec *time, struct timespec *left)
 {
 	return cancelled ? 0 : syscall(SYS_nanosleep, time, left);
+}
+
+// Since Linux 6.16 these two exist for unix sockets only; elsewhere they never had a meaning.
+int getsockopt(int sock, int level, int name, void *value, socklen_t *len)
+{
+	int ret = syscall(SYS_getsockopt, sock, level, name, value, len);
+
+	if (ret < 0 && errno == EOPNOTSUPP && level == SOL_SOCKET && (name == SO_PASSCRED || name == SO_PASSSEC) &&
+	    *len >= sizeof(int)) {
+		*len = sizeof(int);
+		memset(value, 0, sizeof(int));
+		return 0;
+	}
+	return ret;
 }
 
 int rename(const char *from, const char *to)
