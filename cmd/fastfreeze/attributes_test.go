@@ -100,6 +100,9 @@ func TestPid1(t *testing.T) {
 	if name := c.status(1, "Name"); name != "fastfreeze" {
 		t.Errorf("name %q", name)
 	}
+	if thp := c.status(1, "THP_enabled"); thp != "0" {
+		t.Errorf("THP_enabled %q: a huge page would break the bound on memory", thp)
+	}
 	environ, err := os.ReadFile(c.proc(1, "environ"))
 	if err != nil || !bytes.HasSuffix(environ, []byte("\x00DOUBLE=1\x00DOUBLE=2\x00NOEQUALS\x00\x00GODEBUG=gctrace=1\x00GOMAXPROCS=7\x00")) {
 		t.Errorf("environ %q, %v", environ, err)

@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -326,12 +327,30 @@ func (c *container) inside(argv ...string) string {
 	return strings.TrimSpace(string(r.out))
 }
 
+// startTrap starts an application that ends with the given code on a signal, and waits until it is ready for it.
+func startTrap(t *testing.T, signal string, code int, flags initproto.Flags) *container {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	script := fmt.Sprintf("trap 'exit %d' %s; echo ready; exec >&- 2>&-; while :; do read x <&9; done 9<>%s", code, signal, fifo(t))
+	c := run(t, options{argv: []string{"sh", "-c", script}, stdout: w})
+	w.Close()
+	c.start(flags)
+	if line, err := bufio.NewReader(r).ReadString('\n'); line != "ready\n" {
+		t.Fatalf("the application says %q, %v", line, err)
+	}
+	return c
+}
+
 // orphan makes a process whose parent is PID 1 and returns its pid in the namespace. It ends with an exit code
 // of 5 by SIGTERM and of 6 by SIGUSR1, whatever it is told first.
 func (c *container) orphan() int {
 	c.t.Helper()
 	out := c.inside("sh", "-c", `sh -c 'trap "exit 5" TERM; trap "exit 6" USR1; echo $$; exec >&- 2>&-; while :; do read x <&9; done' 9<>"$1" &
-		wait_for() { :; }; wait_for`, "sh", fifo(c.t))
+		true`, "sh", fifo(c.t))
 	pid, err := strconv.Atoi(out)
 	if err != nil {
 		c.t.Fatal(err)

@@ -100,6 +100,10 @@ var (
 // loop waits and acts for as long as there is a PID 1.
 func (p *pid1) loop() {
 	for {
+		if p.state == idle && p.socket < 0 {
+			// There is no application and nobody left who could give the word for one.
+			exit(exitBroken)
+		}
 		polled = [4]pollfd{
 			{fd: int32(p.childFd), events: pollIn},
 			{fd: int32(p.signalFd), events: pollIn},
@@ -173,8 +177,7 @@ func (p *pid1) talk(revents int16) {
 	}
 }
 
-// shimGone: the application goes on without the shim. A PID 1 that has none, and that nobody can give one any
-// more, ends.
+// shimGone: the application goes on without the shim.
 func (p *pid1) shimGone() {
 	closeFd(p.socket)
 	p.socket = -1
@@ -182,9 +185,6 @@ func (p *pid1) shimGone() {
 	if p.state == restoring {
 		// The restore may have finished; if not, there is no application to see.
 		p.restored()
-	}
-	if p.state == idle {
-		exit(exitBroken)
 	}
 }
 

@@ -117,8 +117,7 @@ func TestSignalsWhileRestoringWaitForAbandon(t *testing.T) {
 }
 
 func TestShimAway(t *testing.T) {
-	c := run(t, options{argv: []string{"sh", "-c", "trap 'exit 8' TERM; while :; do read x <&9; done 9<>" + fifo(t)}})
-	c.start(initproto.Tied)
+	c := startTrap(t, "TERM", 8, initproto.Tied)
 	c.hangUp()
 	eventually(t, "PID 1 letting go of the socket", func() bool {
 		fds, err := os.ReadDir(c.proc(1, "fd"))
@@ -144,8 +143,7 @@ func TestShimAwayWithoutApplication(t *testing.T) {
 
 // TestShimThatDoesNotRead: what PID 1 has to say waits or is lost, PID 1 works on.
 func TestShimThatDoesNotRead(t *testing.T) {
-	c := run(t, options{argv: []string{"sh", "-c", "trap 'exit 6' USR1; while :; do read x <&9; done 9<>" + fifo(t)}})
-	c.start(initproto.Tied)
+	c := startTrap(t, "USR1", 6, initproto.Tied)
 	for i := range 5000 {
 		c.send(initproto.Message{Type: initproto.Ping, Seq: uint64(i)})
 	}

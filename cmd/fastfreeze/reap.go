@@ -65,9 +65,6 @@ func (p *pid1) ended(status int32) {
 	p.send(&initproto.Message{Type: initproto.Exited, Pid: int32(p.app), Status: uint32(status)})
 	p.state = idle
 	if p.flags&initproto.Tied == 0 {
-		if p.socket < 0 {
-			exit(exitBroken)
-		}
 		return
 	}
 	code := int(status>>8) & 0xff

@@ -43,6 +43,13 @@ func (c *Container) RestoreWhole(p *Process, cfg CheckpointConfig) error {
 	if err := c.lc.Restore(&p.lp, opts); err != nil {
 		return err
 	}
+	// Restore leaves the start time of the first process unknown, without
+	// which libcontainer takes it for dead; the state on disk has it.
+	lc, err := libcontainer.Load(c.config.Root, c.config.ID)
+	if err != nil {
+		return err
+	}
+	c.lc = lc
 	return p.started()
 }
 

@@ -222,11 +222,19 @@ type service struct {
 	theirs []*os.File
 }
 
-// start runs the application at a pid.
-func (c *container) start(pid int, commands ...string) *service {
+// request mirrors internal/testapp's Request.
+type request struct {
+	Args        []string
+	Pid         int
+	TTY         bool
+	SameSession bool
+}
+
+// start runs the application at a pid, with pipes.
+func (c *container) start(pid int) *service {
 	c.t.Helper()
 	s := newService(c.t)
-	c.startWith(s, pid, false, commands...)
+	c.startWith(s, request{Pid: pid})
 	return s
 }
 
@@ -249,12 +257,10 @@ func newService(t testing.TB) *service {
 	return s
 }
 
-func (c *container) startWith(s *service, pid int, tty bool, commands ...string) {
+func (c *container) startWith(s *service, r request) {
 	c.t.Helper()
-	if err := SetLastPid(c.ns.PID, openTestApp(c.t), pid-1); err != nil {
-		c.t.Fatal(err)
-	}
-	req, err := json.Marshal(map[string]any{"Args": append([]string{"/app", "app"}, commands...), "TTY": tty})
+	r.Args = []string{"/app", "app"}
+	req, err := json.Marshal(r)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -266,9 +272,7 @@ func (c *container) startWith(s *service, pid int, tty bool, commands ...string)
 	if e == nil || e.Err != "" {
 		c.t.Fatalf("start the application: %+v", e)
 	}
-	if s.pid = e.Started; s.pid != pid {
-		c.t.Fatalf("the application got pid %d, not %d", s.pid, pid)
-	}
+	s.pid = e.Started
 }
 
 // ask sends a command and returns the answer without its "ok".

@@ -228,7 +228,7 @@ func TestTerminal(t *testing.T) {
 	tool := realTool(t)
 	a, b := newContainer(t), newContainer(t)
 	app := newTerminal(t, a)
-	a.startWith(app, 1000, true)
+	a.startWith(app, request{Pid: 1000, TTY: true})
 	app.ask("set color green")
 	expect(t, "terminal before the dump", app.ask("tty"), "1000 80x24")
 

@@ -103,6 +103,11 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 	}
 	defer logFile.Close()
 
+	shield, undo, err := e.shield(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer undo()
 	if err := e.conn.adopt(m.Application.Pid, e.flags()); err != nil {
 		return 0, err
 	}
@@ -117,6 +122,7 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 		InheritFD: files,
 		TCP:       tcp,
 		FileLocks: true,
+		Shield:    shield,
 		Pid:       m.Application.Pid,
 		Notify: func(step string, _ int) error {
 			if step != "pre-resume" {

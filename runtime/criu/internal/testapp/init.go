@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +19,12 @@ import (
 // along as its stdio.
 type Request struct {
 	Args []string
-	TTY  bool
+	// Pid is the number that the program gets.
+	Pid int
+	// TTY makes its stdin the controlling terminal.
+	TTY bool
+	// SameSession leaves it in the session of PID 1.
+	SameSession bool
 }
 
 // Event is what PID 1 tells: a program was started, or a child ended.
@@ -94,12 +100,7 @@ func serve() error {
 			files = append(files, uintptr(fd))
 		}
 	}
-	// os.StartProcess may try out what the kernel can do with a process of its own, which
-	// would take the number that the test chose.
-	pid, err := syscall.ForkExec(req.Args[0], req.Args, &syscall.ProcAttr{
-		Dir: "/", Env: []string{}, Files: files,
-		Sys: &unix.SysProcAttr{Setsid: true, Setctty: req.TTY},
-	})
+	pid, err := start(req, files)
 	for _, fd := range files {
 		_ = unix.Close(int(fd))
 	}
@@ -109,6 +110,27 @@ func serve() error {
 	}
 	tell(Event{Started: pid})
 	return nil
+}
+
+// start tries until the program has its number: threads of this process take numbers too.
+func start(req Request, files []uintptr) (int, error) {
+	for range 100 {
+		if err := lastPid(strconv.Itoa(req.Pid - 1)); err != nil {
+			return 0, err
+		}
+		// Not os.StartProcess, which may try out what the kernel can do with a process of its own.
+		pid, err := syscall.ForkExec(req.Args[0], req.Args, &syscall.ProcAttr{
+			Dir: "/", Env: []string{}, Files: files,
+			Sys: &unix.SysProcAttr{Setsid: !req.SameSession, Setctty: req.TTY},
+		})
+		if err != nil || pid == req.Pid {
+			return pid, err
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			return 0, err
+		}
+	}
+	return 0, fmt.Errorf("process number %d is taken", req.Pid)
 }
 
 func tell(e Event) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,6 +23,12 @@ var resources = map[string]func(a *app, args []string) (string, error){
 	"clock":   clock,
 	"connect": connect,
 	"fanout":  fanout,
+	"grow":    grow,
+	"link":    link,
+	"nested":  nested,
+	"traced":  traced,
+	"watch":   watch,
+	"zombie":  zombie,
 	"file":    file,
 	"listen":  listen,
 	"lock":    lock,
@@ -33,7 +40,7 @@ var resources = map[string]func(a *app, args []string) (string, error){
 	"socket":  socket,
 	"talk":    talk,
 	"tty":     tty,
-	"uring":   uring,
+	"anon":    anonymous,
 	"write":   write,
 }
 
@@ -44,8 +51,8 @@ func number(args []string, i int) int {
 	if i >= len(args) {
 		return 0
 	}
-	n, _ := strconv.Atoi(args[i])
-	return n
+	n, _ := strconv.ParseInt(args[i], 0, 64)
+	return int(n)
 }
 
 // memory N: holds N MiB of pages that are not zero.
@@ -75,15 +82,11 @@ func clock(*app, []string) (string, error) {
 func fanout(_ *app, args []string) (string, error) {
 	var pids []string
 	for range number(args, 0) {
-		var p [2]int
-		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-			return "", err
-		}
-		pid, err := syscall.ForkExec("/app", []string{"/app", "app"}, &syscall.ProcAttr{Files: []uintptr{uintptr(p[0]), 1, 2}})
+		pid, err := child(nil)
 		if err != nil {
 			return "", err
 		}
-		pids = append(pids, strconv.Itoa(pid))
+		pids = append(pids, pid)
 	}
 	return strings.Join(pids, " "), nil
 }
@@ -126,22 +129,93 @@ func lock(a *app, _ []string) (string, error) {
 	return "", unix.Flock(a.fd, unix.LOCK_EX|unix.LOCK_NB)
 }
 
-// socket FAMILY TYPE: an open socket, by number.
+// socket FAMILY TYPE PROTOCOL: an open socket, by number.
 func socket(a *app, args []string) (string, error) {
-	fd, err := unix.Socket(number(args, 0), number(args, 1)|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(number(args, 0), number(args, 1)|unix.SOCK_CLOEXEC, number(args, 2))
 	a.held = append(a.held, fd)
 	return strconv.Itoa(fd), err
 }
 
-// uring: an open io_uring.
-func uring(a *app, _ []string) (string, error) {
-	params := make([]byte, 120)
-	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 4, uintptr(unsafe.Pointer(&params[0])), 0)
+// anonymous KIND: an open descriptor of a kind that has no file.
+func anonymous(a *app, args []string) (string, error) {
+	var fd uintptr
+	var errno unix.Errno
+	switch args[0] {
+	case "io_uring":
+		params := make([]byte, 120)
+		fd, _, errno = unix.Syscall(unix.SYS_IO_URING_SETUP, 4, uintptr(unsafe.Pointer(&params[0])), 0)
+	case "userfaultfd":
+		fd, _, errno = unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC, 0, 0)
+	case "memfd_secret":
+		fd, _, errno = unix.Syscall(unix.SYS_MEMFD_SECRET, 0, 0, 0)
+	case "fanotify":
+		fd, _, errno = unix.Syscall(unix.SYS_FANOTIFY_INIT, 0, unix.O_RDONLY, 0)
+	case "perf":
+		attr := unix.PerfEventAttr{Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_CPU_CLOCK, Size: unix.PERF_ATTR_SIZE_VER0}
+		n, err := unix.PerfEventOpen(&attr, 0, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
+		if err != nil {
+			return "", err
+		}
+		fd = uintptr(n)
+	default:
+		return "", fmt.Errorf("no such kind: %s", args[0])
+	}
 	if errno != 0 {
 		return "", errno
 	}
 	a.held = append(a.held, fd)
 	return strconv.Itoa(int(fd)), nil
+}
+
+// grow N: the open file gets N MiB, none of them written.
+func grow(a *app, args []string) (string, error) {
+	return "", unix.Ftruncate(a.fd, int64(number(args, 0))<<20)
+}
+
+// link OLD NEW: a second name for a file; OLD is removed.
+func link(_ *app, args []string) (string, error) {
+	if err := os.Link(args[0], args[1]); err != nil {
+		return "", err
+	}
+	return "", os.Remove(args[0])
+}
+
+// watch NAME: an inotify watch of a file.
+func watch(a *app, args []string) (string, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		return "", err
+	}
+	a.held = append(a.held, fd)
+	_, err = unix.InotifyAddWatch(fd, args[0], unix.IN_MODIFY)
+	return "", err
+}
+
+// nested FLAGS: a child in namespaces of its own, by the flags of clone(2).
+func nested(_ *app, args []string) (string, error) {
+	return child(&syscall.SysProcAttr{Cloneflags: uintptr(number(args, 0))})
+}
+
+// traced: a child that this process traces.
+func traced(*app, []string) (string, error) { return child(&syscall.SysProcAttr{Ptrace: true}) }
+
+// zombie: a child that has ended and is not waited for.
+func zombie(*app, []string) (string, error) { return child(nil, "no-such-command") }
+
+func child(attr *syscall.SysProcAttr, args ...string) (string, error) {
+	runtime.LockOSThread() // a tracer is a thread
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return "", err
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = unix.Close(null) }()
+	pid, err := syscall.ForkExec("/app", append([]string{"/app", "app"}, args...),
+		&syscall.ProcAttr{Files: []uintptr{uintptr(p[0]), uintptr(null), uintptr(null)}, Sys: attr})
+	return strconv.Itoa(pid), err
 }
 
 // listen NETWORK ADDRESS (tcp, mptcp, unix): a listening socket whose connections are echoed.

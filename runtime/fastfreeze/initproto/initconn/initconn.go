@@ -72,9 +72,10 @@ func (c *Conn) Send(ctx context.Context, m initproto.Message) error {
 	return wrap(ctx, "sending "+m.Type.String()+" to PID 1", err)
 }
 
-// Receive blocks until the next message of PID 1 or the end of ctx. When PID 1 has closed the connection, and
-// so has ended, the error is an io.EOF and errdefs.ErrUnavailable. What is not a message of PID 1 is an errdefs.ErrDataLoss
-// that leaves the connection usable: PID 1 belongs to the container, which may have taken it over.
+// Receive blocks until the next message of PID 1 or the end of ctx. When the connection is at its end the error
+// is an io.EOF and an errdefs.ErrUnavailable. That too is only PID 1's word (an empty datagram looks the same):
+// whether the process has ended is for wait(2) to say. What is not a message of PID 1 is an errdefs.ErrDataLoss
+// and leaves the connection usable: PID 1 belongs to the container, which may have taken it over.
 func (c *Conn) Receive(ctx context.Context) (initproto.Message, error) {
 	const step = "receiving from PID 1"
 	c.receiveMu.Lock()
@@ -127,7 +128,7 @@ func wrap(ctx context.Context, step string, err error) error {
 	case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil:
 		return fmt.Errorf("%s: PID 1 does not answer: %w", step, ctx.Err())
 	case errors.Is(err, io.EOF), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET), errors.Is(err, net.ErrClosed):
-		return fmt.Errorf("%s: the connection is closed, PID 1 has ended: %w: %w", step, err, errdefs.ErrUnavailable)
+		return fmt.Errorf("%s: PID 1 has closed the connection: %w: %w", step, err, errdefs.ErrUnavailable)
 	}
 	return fmt.Errorf("%s: %w", step, err)
 }

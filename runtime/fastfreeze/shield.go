@@ -1,0 +1,85 @@
+//go:build linux
+
+package fastfreeze
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/containerd/log"
+	"github.com/opencontainers/cgroups"
+
+	"github.com/fastmig/fastmig/runtime/criu"
+)
+
+// initCgroup is the folder, below the container's in the freezer's hierarchy,
+// that PID 1 waits in while a restore fills the container's own.
+const initCgroup = "fastfreeze"
+
+// shield keeps the container off the CRIU that restores into it: PID 1 is
+// frozen meanwhile, and the restored processes run only when CRIU is gone. undo
+// must be called when the restore has ended.
+func (e *Engine) shield(ctx context.Context) (_ criu.Shield, undo func(), err error) {
+	service, err := e.freezer()
+	if err != nil {
+		return criu.Shield{}, nil, err
+	}
+	files := []*os.File{service}
+	path := filepath.Join(service.Name(), initCgroup)
+	undo = func() {
+		for _, f := range files {
+			f.Close()
+		}
+		// PID 1 may have ended.
+		move(service.Name(), e.pid)
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			log.G(ctx).WithError(err).Warn("remove the cgroup of a restore")
+		}
+	}
+	defer func() {
+		if err != nil {
+			undo()
+		}
+	}()
+	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return criu.Shield{}, nil, fmt.Errorf("make a cgroup for the container's first process: %w", err)
+	}
+	if err := move(path, e.pid); err != nil {
+		return criu.Shield{}, nil, fmt.Errorf("move the container's first process: %w", err)
+	}
+	init, err := os.Open(path)
+	if err != nil {
+		return criu.Shield{}, nil, err
+	}
+	files = append(files, init)
+	outside, err := ownFreezer()
+	if err != nil {
+		return criu.Shield{}, nil, fmt.Errorf("find the shim's own freezer cgroup: %w", err)
+	}
+	files = append(files, outside)
+	return criu.Shield{Service: service, Outside: outside, Others: []*os.File{init}}, undo, nil
+}
+
+func move(folder string, pid int) error {
+	return os.WriteFile(filepath.Join(folder, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+}
+
+// ownFreezer opens this process's cgroup in the freezer's hierarchy.
+func ownFreezer() (*os.File, error) {
+	if !cgroups.IsCgroup2UnifiedMode() {
+		path, err := cgroups.GetOwnCgroupPath("freezer")
+		if err != nil {
+			return nil, err
+		}
+		return os.Open(path)
+	}
+	own, err := cgroups.ParseCgroupFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(filepath.Join("/sys/fs/cgroup", own[""]))
+}
