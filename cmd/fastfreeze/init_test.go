@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -89,7 +90,7 @@ func TestSecondStartIsRefused(t *testing.T) {
 	}
 }
 
-// signalTest is an application that says which signals it gets. It uses a shell of its own for traps.
+// signalTest is an application that says which signals it gets.
 const signalTest = `
 import os, signal, sys
 for s in range(1, 65):
@@ -101,11 +102,9 @@ while True:
 `
 
 func TestSignalsAreForwarded(t *testing.T) {
-	python, err := exec.LookPath("/usr/bin/python3")
+	python, err := exec.LookPath("python3")
 	if err != nil {
-		if python, err = exec.LookPath("python3"); err != nil {
-			t.Skip("needs python3")
-		}
+		t.Skip("needs python3")
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -148,6 +147,51 @@ func TestSignalsAreForwarded(t *testing.T) {
 	c.sync()
 	c.send(initproto.Message{Type: initproto.Signal, Signo: uint32(unix.SIGUSR2)})
 	expect(strconv.Itoa(int(unix.SIGUSR2)))
+}
+
+// queuedTest waits for a real-time signal and says its number, si_code and value.
+const queuedTest = `
+import ctypes, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, [40])
+os.write(1, b"ready\n")
+info = (ctypes.c_byte * 128)()
+mask = (ctypes.c_ulong * 16)(1 << 39)
+libc.sigwaitinfo(mask, info)
+raw = bytes(info)
+os.write(1, b"%d %d %d\n" % tuple(int.from_bytes(raw[a:b], "little", signed=True) for a, b in ((0, 4), (8, 12), (24, 32))))
+`
+
+func TestQueuedSignalsKeepTheirValue(t *testing.T) {
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("needs python3")
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	c := run(t, options{argv: []string{python, "-c", queuedTest}, stdout: w})
+	w.Close()
+	out := bufio.NewReader(r)
+	c.start(initproto.Tied)
+	if line, err := out.ReadString('\n'); line != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	// struct siginfo_t with si_code SI_QUEUE and a value.
+	info := struct {
+		signo, errno, code, _ int32
+		pid, uid              uint32
+		value                 uint64
+		_                     [96]byte
+	}{signo: 40, code: -1, value: 1 << 40}
+	if _, _, e := unix.Syscall(unix.SYS_RT_SIGQUEUEINFO, uintptr(c.cmd.Process.Pid), 40, uintptr(unsafe.Pointer(&info))); e != 0 {
+		t.Fatal(e)
+	}
+	if line, err := out.ReadString('\n'); line != "40 -1 1099511627776\n" {
+		t.Errorf("the application says %q, %v", line, err)
+	}
 }
 
 func TestStopAndContinue(t *testing.T) {

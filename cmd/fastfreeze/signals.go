@@ -28,9 +28,8 @@ type signalInfo struct {
 	code  int32
 	pid   uint32
 	uid   uint32
-	_     [24]byte
-	value int32
-	ptr   uint64
+	_     [28]byte
+	value uint64 // what came with sigqueue(3)
 	_     [72]byte
 }
 
@@ -83,7 +82,7 @@ func (p *pid1) forward() {
 
 // requeue passes a signal on with the value that came with it.
 func (p *pid1) requeue(s *signalInfo) bool {
-	queued = queuedInfo{signo: int32(s.signo), errno: s.errno, code: s.code, pid: s.pid, uid: s.uid, value: s.ptr}
+	queued = queuedInfo{signo: int32(s.signo), errno: s.errno, code: s.code, pid: s.pid, uid: s.uid, value: s.value}
 	_, e := sys3(sysRtSigqueueinfo, uintptr(p.app), uintptr(s.signo), uintptr(unsafe.Pointer(&queued)))
 	return e == 0
 }

@@ -22,6 +22,9 @@ type InstallOptions struct {
 	// FastfreezePath is the static fastfreeze to copy; empty means the one that
 	// lies beside the running executable.
 	FastfreezePath string
+	// PreloadPath is the library that joins CRIU to a container; empty means
+	// the one that lies beside fastfreeze.
+	PreloadPath string
 	// CriuFrom is the CRIU to take; empty means the host's when it works, else
 	// a package.
 	CriuFrom string
@@ -68,6 +71,9 @@ func Install(ctx context.Context, opts InstallOptions) (Result, error) {
 		return Result{}, fmt.Errorf("toolkit: installing needs root (CRIU is tried out on this kernel): run `sudo fastmig install`: %w", errdefs.ErrPermissionDenied)
 	}
 	if err := in.findFastfreeze(); err != nil {
+		return Result{}, err
+	}
+	if err := in.findPreload(); err != nil {
 		return Result{}, err
 	}
 	root, err := openRoot(ctx, in.root)
@@ -118,9 +124,11 @@ func (in *installer) upToDate(ctx context.Context, t Toolkit) (Manifest, bool) {
 	if err != nil {
 		return m, false
 	}
-	digest, err := digestOf(in.opts.FastfreezePath)
-	if err != nil || !hasFile(m, fastfreezePath, digest) {
-		return m, false
+	for path, source := range map[string]string{fastfreezePath: in.opts.FastfreezePath, preloadPath: in.opts.PreloadPath} {
+		digest, err := digestOf(source)
+		if err != nil || !hasFile(m, path, digest) {
+			return m, false
+		}
 	}
 	if from := in.opts.CriuFrom; from != "" {
 		digest, err := digestOf(from)
@@ -171,6 +179,9 @@ func (in *installer) stage(ctx context.Context, stage string) (Manifest, error) 
 	if err != nil {
 		return Manifest{}, err
 	}
+	if err := copyFile(in.opts.PreloadPath, filepath.Join(stage, preloadPath), 0o644); err != nil {
+		return Manifest{}, explain(step, in.root, err)
+	}
 	wrapper := wrapperScript(Toolkit{root: in.root})
 	if err := writeFile(filepath.Join(stage, wrapperPath), []byte(wrapper), 0o755); err != nil {
 		return Manifest{}, explain(step, in.root, err)
@@ -216,6 +227,21 @@ func (in *installer) findFastfreeze() error {
 		return fmt.Errorf("toolkit: %s is not linked statically, it would not start in every image: build it with CGO_ENABLED=0: %w", path, errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// findPreload settles and checks the source of the preload library.
+func (in *installer) findPreload() error {
+	if in.opts.PreloadPath == "" {
+		in.opts.PreloadPath = filepath.Join(filepath.Dir(in.opts.FastfreezePath), PreloadName)
+	}
+	f, err := openELF(in.opts.PreloadPath)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("toolkit: find CRIU's preload library: %s does not exist: put it beside fastfreeze (`make` builds both into bin/): %w", in.opts.PreloadPath, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return explain("read CRIU's preload library", in.root, err)
+	}
+	return f.Close()
 }
 
 func (in *installer) cacheDir() (string, error) {

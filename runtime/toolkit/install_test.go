@@ -19,7 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// staticProgram builds a small static executable that stands for fastfreeze.
+// staticProgram builds a small static executable that stands for fastfreeze,
+// and beside it a file that stands for the preload library.
 func staticProgram(t *testing.T, text string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -32,6 +33,10 @@ func staticProgram(t *testing.T, text string) string {
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build a static program: %v\n%s", err, text)
+	}
+	// Any ELF file passes for the preload library, until a CRIU loads it.
+	if err := copyFile(out, filepath.Join(dir, PreloadName), 0o644); err != nil {
+		t.Fatal(err)
 	}
 	return out
 }

@@ -34,6 +34,9 @@ const (
 	CriuName   = "criu"
 	LoaderName = "ld.so"
 	LibName    = "lib"
+	// PreloadName, in LibName, is the library that joins CRIU to a
+	// container's mount namespace.
+	PreloadName = "fastmig-preload.so"
 )
 
 const (
@@ -41,6 +44,7 @@ const (
 	wrapperPath    = "bin/criu"
 	criuDir        = "criu"
 	manifestName   = "toolkit.json"
+	preloadPath    = criuDir + "/" + LibName + "/" + PreloadName
 )
 
 // Toolkit is an installed toolkit. The zero value is none: use Locate.
@@ -100,6 +104,7 @@ func LocateAt(root string) (Toolkit, error) {
 		{t.Criu(), executable},
 		{t.Loader(), executable},
 		{t.LibDir(), folder},
+		{filepath.Join(t.root, preloadPath), file},
 		{t.ManifestPath(), file},
 	} {
 		wrong := ""

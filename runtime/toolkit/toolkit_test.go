@@ -24,7 +24,7 @@ func fake(t *testing.T, root string) {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{fastfreezePath, wrapperPath, "criu/criu", "criu/ld.so", "criu/lib/libc.so.6"} {
+	for _, name := range []string{fastfreezePath, wrapperPath, "criu/criu", "criu/ld.so", "criu/lib/libc.so.6", preloadPath} {
 		if err := os.WriteFile(filepath.Join(root, name), []byte(name), 0o755); err != nil {
 			t.Fatal(err)
 		}
