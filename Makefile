@@ -10,8 +10,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fastmig
 # host, /opt/fastmig, is made by `bin/fastmig install`.
 export FASTMIG_ROOT ?= $(CACHE)/toolkit
 
-# Test processes that build or start many others; two at a time is kind to a
-# small machine.
+# Bounds the integration tests as a whole.
 TEST_TIMEOUT ?= 60m
 # What `go test` is told besides, e.g. make test RUN='-run Matrix -v'.
 RUN ?=
@@ -21,7 +20,7 @@ SHIM_TAGS := seccomp netgo osusergo
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: deps ## build the binaries into bin/
@@ -29,6 +28,7 @@ build: deps ## build the binaries into bin/
 	CGO_ENABLED=0 $(GO) build $(STATIC) -o bin/fastmig ./cmd/fastmig
 	CGO_ENABLED=1 $(GO) build -trimpath -tags "$(SHIM_TAGS)" -ldflags "-s -w -extldflags -static" \
 		-o bin/containerd-shim-fastmig-v2 ./cmd/containerd-shim-fastmig-v2
+	$(CC) -O2 -Wall -Wextra -fPIC -shared -s -o bin/fastmig-preload.so runtime/criu/preload/preload.c
 
 .PHONY: deps
 deps: ## install the Debian packages that building and testing need

@@ -194,7 +194,10 @@ func TestGarbageOnTheSocket(t *testing.T) {
 func TestMemoryAndWakeUps(t *testing.T) {
 	const bound = 3 << 10 // KiB
 	c := run(t, options{argv: []string{"sleep", "1000"}})
-	c.start(initproto.DropStdio)
+	c.receive(initproto.Ready)
+	threads := c.status(1, "Threads")
+	c.send(initproto.Message{Type: initproto.Start, Flags: initproto.DropStdio})
+	c.receive(initproto.Started)
 	before := c.private()
 	t.Logf("private memory of PID 1: %d KiB", before)
 	if before > bound {
@@ -214,6 +217,10 @@ func TestMemoryAndWakeUps(t *testing.T) {
 	c.sync()
 	if after := c.private(); after > before+64 {
 		t.Errorf("PID 1 has grown from %d to %d KiB", before, after)
+	}
+	// A thread takes a pid: one that comes after READY could take the application's.
+	if now := c.status(1, "Threads"); now != threads {
+		t.Errorf("%s threads at READY, %s later", threads, now)
 	}
 	c.idle()
 }

@@ -88,7 +88,7 @@ func (t *Tool) Dump(ctx context.Context, o DumpOptions) (DumpResult, error) {
 		return DumpResult{}, errors.Join(err, refreeze())
 	}
 	if !out.ok() {
-		return DumpResult{}, errors.Join(newError("dump the container's processes", ctx, out, o.Log, mark), refreeze())
+		return DumpResult{}, errors.Join(newError(ctx, "dump the container's processes", out, o.Log, mark), refreeze())
 	}
 	return DumpResult{Took: time.Since(begun)}, nil
 }

@@ -98,7 +98,7 @@ func (t *Tool) askKernel(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("let CRIU look at the kernel: %w", err)
 	}
 	if !o.resp.GetSuccess() {
-		return nil, newError("let CRIU look at the kernel", ctx, o, log, 0)
+		return nil, newError(ctx, "let CRIU look at the kernel", o, log, 0)
 	}
 	data := make([]byte, maxProbe)
 	n, err := fresh.ReadAt(data, 0)

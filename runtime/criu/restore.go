@@ -118,7 +118,7 @@ func (t *Tool) Restore(ctx context.Context, o RestoreOptions) (_ RestoreResult, 
 			_ = killTree(p.pid, shield.thawService)
 		})
 	if err == nil && !out.ok() {
-		err = newError("restore the container's processes", ctx, out, o.Log, mark)
+		err = newError(ctx, "restore the container's processes", out, o.Log, mark)
 	}
 	if err != nil {
 		if root != nil {
