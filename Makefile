@@ -8,7 +8,8 @@ GO ?= go
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fastmig
 # Tests, the demo and the benchmark have a toolkit of their own; the one of the
 # host, /opt/fastmig, is made by `bin/fastmig install`.
-export FASTMIG_ROOT ?= $(CACHE)/toolkit
+# Checkouts do not share it.
+export FASTMIG_ROOT ?= $(CACHE)/toolkit-$(firstword $(shell printf %s "$(CURDIR)" | sha256sum | cut -c 1-12))
 
 # Bounds the integration tests as a whole.
 TEST_TIMEOUT ?= 60m

@@ -3,10 +3,20 @@ package integration_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	containerd "github.com/containerd/containerd/v2/client"
+
 	"github.com/fastmig/fastmig/integration/harness"
+	"github.com/fastmig/fastmig/integration/images"
+	"github.com/fastmig/fastmig/integration/workloads"
 )
 
 // load finds a container that ctr or nerdctl made; it is removed at the test's
@@ -30,6 +40,53 @@ func removeByNerdctl(lab *harness.Lab, t *testing.T, name string) {
 	})
 }
 
+// The counting shell of the matrix is the service of tests that are about the
+// tools around it.
+const tickFile = "/tmp/tick"
+
+var tickArgs = []string{"sh", images.Tick, tickFile}
+
+func tickOptions() harness.RunOptions {
+	return harness.RunOptions{Image: images.Busybox.Ref(), Args: tickArgs}
+}
+
+// ticking remembers where the counting shell is; the returned function checks
+// that a container continues it.
+func ticking(lab *harness.Lab, t *testing.T, c *harness.Container) func(*harness.Container) {
+	t.Helper()
+	i := slices.IndexFunc(workloads.All, func(w workloads.Workload) bool { return w.Name == "busybox-static" })
+	check, err := workloads.All[i].Fill(lab.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(c *harness.Container) {
+		t.Helper()
+		if err := check(lab.Context(), c); err != nil {
+			t.Fatalf("%s: %v", c.ID(), err)
+		}
+	}
+}
+
+// wantStatus checks how containerd sees the task.
+func wantStatus(lab *harness.Lab, t *testing.T, c *harness.Container, want containerd.ProcessStatus) {
+	t.Helper()
+	status, err := c.Task.Status(lab.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status.Status != want {
+		t.Fatalf("%s is %s, not %s", c.ID(), status.Status, want)
+	}
+}
+
+// mustRemove ends a container before its test does.
+func mustRemove(lab *harness.Lab, t *testing.T, c *harness.Container) {
+	t.Helper()
+	if err := c.Remove(lab.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // stderrOf is what a tool that failed told its user.
 func stderrOf(t *testing.T, err error) string {
 	t.Helper()
@@ -38,4 +95,61 @@ func stderrOf(t *testing.T, err error) string {
 		t.Fatalf("want the failure of a tool, got %v", err)
 	}
 	return tool.Stderr
+}
+
+// wantText checks that a message holds all of the texts.
+func wantText(t *testing.T, message string, texts ...string) {
+	t.Helper()
+	for _, text := range texts {
+		if !strings.Contains(message, text) {
+			t.Errorf("%q is not in the message:\n%s", text, message)
+		}
+	}
+}
+
+// folderNames lists a folder; nil if it does not exist.
+func folderNames(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// below lists the processes that descend from a process, which the host's
+// /proc/PID/task/TID/children tells.
+func below(pid int) []int {
+	var all []int
+	for queue := []int{pid}; len(queue) > 0; queue = queue[1:] {
+		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", queue[0]))
+		for _, f := range files {
+			data, _ := os.ReadFile(f)
+			for _, word := range strings.Fields(string(data)) {
+				if child, err := strconv.Atoi(word); err == nil {
+					all = append(all, child)
+					queue = append(queue, child)
+				}
+			}
+		}
+	}
+	return all
+}
+
+// criuOf finds a CRIU that the node's shims have started; 0 if there is none.
+func criuOf(n *harness.Node) int {
+	for _, shim := range n.Shims() {
+		for _, pid := range below(shim.Pid) {
+			// Through the loader its name is that of the loader.
+			cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			if strings.Contains(string(cmdline), "criu") && strings.Contains(string(cmdline), "swrk") {
+				return pid
+			}
+		}
+	}
+	return 0
 }

@@ -6,13 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	"golang.org/x/sys/unix"
 
@@ -84,8 +82,10 @@ func (t *task) checkpoint(ctx context.Context, req *checkpointRequest) (err erro
 	}()
 
 	if err := t.engine.Checkpoint(ctx, fastfreeze.CheckpointRequest{
-		Dir:     req.path,
-		WorkDir: req.options.WorkPath,
+		Dir:          req.path,
+		WorkDir:      req.options.WorkPath,
+		KeepTCP:      req.options.OpenTcp,
+		ExternalUnix: req.options.ExternalUnixSockets,
 	}); err != nil {
 		return err
 	}
@@ -126,18 +126,4 @@ func (t *task) planRestore(ctx context.Context, dir, parent string) (*fastfreeze
 		return nil, fmt.Errorf("restore %s: %s holds the checkpoint of a service under FastFreeze, and the container's io.fastmig.mode is plain: leave the annotation out: %w", t.id, dir, errdefs.ErrFailedPrecondition)
 	}
 	return cp, nil
-}
-
-// keepLog copies CRIU's log to where it outlives the work folder, and returns
-// its path.
-func keepLog(ctx context.Context, from, to string) string {
-	data, err := os.ReadFile(from)
-	if err == nil {
-		err = writeFile(to, data)
-	}
-	if err != nil {
-		log.G(ctx).WithError(err).Errorf("keep CRIU's log %s", from)
-		return from
-	}
-	return to
 }

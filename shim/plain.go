@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/fastmig/fastmig/runtime/container"
@@ -45,8 +44,8 @@ func (t *task) restorePlain(ctx context.Context) error {
 		ParentDir: r.parent,
 		WorkDir:   work,
 	}); err != nil {
-		kept := keepLog(ctx, filepath.Join(work, "restore.log"), filepath.Join(t.bundle, "criu-restore.log"))
-		return fmt.Errorf("OCI runtime restore failed: %w", fastfreeze.ExplainLog("restore the whole container", kept, err))
+		return fmt.Errorf("OCI runtime restore failed: %w", fastfreeze.ExplainLog("restore the whole container",
+			filepath.Join(work, "restore.log"), fastfreeze.LogPath(t.ns, t.id, "restore"), err))
 	}
 	t.init.run(r.proc)
 	t.cgroup = loadCgroup(ctx, r.proc.Pid)
@@ -77,9 +76,8 @@ func (t *task) checkpointPlain(req *checkpointRequest) error {
 		EmptyNamespaces:     req.options.EmptyNamespaces,
 		CgroupsMode:         req.options.CgroupsMode,
 	}); err != nil {
-		kept := keepLog(context.Background(), filepath.Join(work, "dump.log"), filepath.Join(t.bundle, "criu-dump.log"))
-		err = fastfreeze.ExplainLog("checkpoint the whole container", kept, err)
-		return fmt.Errorf("%w: %w", err, errdefs.ErrUnknown)
+		return fastfreeze.ExplainLog("checkpoint the whole container",
+			filepath.Join(work, "dump.log"), fastfreeze.LogPath(t.ns, t.id, "dump"), err)
 	}
 	return nil
 }

@@ -170,43 +170,31 @@ func (c *Container) Exec(ctx context.Context, args ...string) (string, error) {
 
 // ExecInput is Exec with standard input.
 func (c *Container) ExecInput(ctx context.Context, input []byte, args ...string) (string, error) {
-	var stdout Buffer
-	err := c.exec(ctx, input, &stdout, args)
-	return stdout.String(), err
-}
-
-// ExecTo is Exec with the output going to a buffer while the command runs. It
-// kills the command when ctx ends.
-func (c *Container) ExecTo(ctx context.Context, stdout *Buffer, args ...string) error {
-	return c.exec(ctx, nil, stdout, args)
-}
-
-func (c *Container) exec(ctx context.Context, input []byte, stdout *Buffer, args []string) error {
 	spec, err := c.Spec(ctx)
 	if err != nil {
-		return err
+		return "", err
 	}
 	process := *spec.Process
 	process.Args = args
 	process.Terminal = false
-	var stderr Buffer
+	var stdout, stderr Buffer
 	var stdin io.Reader
 	if input != nil {
 		stdin = bytes.NewReader(input)
 	}
 	p, err := c.Task.Exec(ctx, NewID("exec"), &process,
-		cio.NewCreator(cio.WithStreams(stdin, stdout, &stderr), cio.WithFIFODir(c.node.fifoDir())))
+		cio.NewCreator(cio.WithStreams(stdin, &stdout, &stderr), cio.WithFIFODir(c.node.fifoDir())))
 	if err != nil {
-		return fmt.Errorf("exec %q in %s: %w", args, c.ID(), err)
+		return "", fmt.Errorf("exec %q in %s: %w", args, c.ID(), err)
 	}
 	code, err := runProcess(ctx, p, input != nil)
 	if err != nil {
-		return fmt.Errorf("exec %q in %s: %w", args, c.ID(), err)
+		return "", fmt.Errorf("exec %q in %s: %w", args, c.ID(), err)
 	}
 	if code != 0 {
-		return fmt.Errorf("exec %q in %s: exit code %d: %s%s", args, c.ID(), code, stdout, &stderr)
+		return stdout.String(), fmt.Errorf("exec %q in %s: exit code %d: %s%s", args, c.ID(), code, &stdout, &stderr)
 	}
-	return nil
+	return stdout.String(), nil
 }
 
 func runProcess(ctx context.Context, p containerd.Process, input bool) (code uint32, err error) {

@@ -26,9 +26,13 @@ import (
 //go:embed services
 var services embed.FS
 
+// unneeded are folders of packages that no program reads; without them images
+// are smaller and import faster.
+var unneeded = []string{"usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/lintian"}
+
 // recipeVersion is raised when the code below makes other images of the same
 // recipes.
-const recipeVersion = 1
+const recipeVersion = 2
 
 // Image is a recipe. The package's variables are all there are.
 type Image struct {
@@ -123,6 +127,11 @@ func (i Image) populate(ctx context.Context, root string, progress io.Writer) er
 		}
 		if err := debpkg.Unpack(ctx, debs, root); err != nil {
 			return err
+		}
+		for _, path := range unneeded {
+			if err := os.RemoveAll(filepath.Join(root, path)); err != nil {
+				return err
+			}
 		}
 	}
 	if err := i.writeBasics(ctx, root); err != nil {

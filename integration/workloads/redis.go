@@ -10,6 +10,9 @@ import (
 	"github.com/fastmig/fastmig/integration/harness"
 )
 
+// redisBatch is how many keys are read by one command.
+const redisBatch = 1000
+
 // redisKeys is how many keys the matrix's redis-server holds.
 const redisKeys = 5000
 
@@ -72,8 +75,12 @@ func CheckRedis(ctx context.Context, c *harness.Container, runID string, keys in
 	}
 	var commands bytes.Buffer
 	for i := range keys {
-		fmt.Fprintf(&commands, "GET key:%d\n", i)
+		if i%redisBatch == 0 {
+			fmt.Fprint(&commands, "\nMGET")
+		}
+		fmt.Fprintf(&commands, " key:%d", i)
 	}
+	fmt.Fprintln(&commands)
 	out, err := c.ExecInput(ctx, commands.Bytes(), "redis-cli")
 	if err != nil {
 		return err

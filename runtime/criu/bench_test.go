@@ -13,40 +13,48 @@ func BenchmarkDump(b *testing.B) {
 	}
 	c := newContainer(b)
 	app := c.start(1000)
-	external := app.pipes()
-	b.ResetTimer()
 	for b.Loop() {
 		b.StopTimer()
-		cp := newCheckpoint(b)
+		o := c.dumpOf(app, newCheckpoint(b))
 		b.StartTimer()
-		if _, err := tool.Dump(b.Context(), DumpOptions{
-			Place: c.place(), Pid: 1000, Images: cp.images, Log: cp.log, External: external,
-		}); err != nil {
+		if _, err := tool.Dump(b.Context(), o); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
-func BenchmarkRestore(b *testing.B) {
+func BenchmarkRestore(b *testing.B) { benchmarkRestore(b, 0, nil) }
+
+func BenchmarkRestoreShieldedV1(b *testing.B) { benchmarkRestore(b, 0, newFreezer) }
+
+func BenchmarkRestoreShieldedV2(b *testing.B) { benchmarkRestore(b, 0, newFreezerV2) }
+
+func BenchmarkRestore16(b *testing.B) { benchmarkRestore(b, 15, nil) }
+
+func benchmarkRestore(b *testing.B, children int, newFreezer func(testing.TB) *freezer) {
 	tool := realTool(b)
 	a := newContainer(b)
 	app := a.start(1000)
-	cp := newCheckpoint(b)
-	if _, err := tool.Dump(b.Context(), DumpOptions{
-		Place: a.place(), Pid: 1000, Images: cp.images, Log: cp.log, External: app.pipes(),
-	}); err != nil {
-		b.Fatal(err)
-	}
+	app.ask("fanout %d", children)
+	cp := a.dump(tool, app)
 	for b.Loop() {
 		b.StopTimer()
-		c := newContainer(b)
-		again := newService(b)
+		var o RestoreOptions
+		if newFreezer != nil {
+			c := newContainerIn(b, newFreezer(b))
+			var service *freezer
+			o, service = c.shielded(cp, app, newService(b), newFreezer)
+			b.Cleanup(func() { _ = service.control().killAll(b.Context()) })
+		} else {
+			c := newContainer(b)
+			o = c.restoreOf(cp, app, newService(b))
+		}
 		b.StartTimer()
-		if _, err := tool.Restore(b.Context(), RestoreOptions{
-			Place: c.place(), Images: cp.images, Log: cp.log, InheritFD: inherit(app.pipes(), again),
-		}); err != nil {
+		r, err := tool.Restore(b.Context(), o)
+		if err != nil {
 			b.Fatal(err)
 		}
+		_ = r.Process.Close()
 	}
 }
 

@@ -259,7 +259,9 @@ func newService(t testing.TB) *service {
 
 func (c *container) startWith(s *service, r request) {
 	c.t.Helper()
-	r.Args = []string{"/app", "app"}
+	if r.Args == nil {
+		r.Args = []string{"/app", "app"}
+	}
 	req, err := json.Marshal(r)
 	if err != nil {
 		c.t.Fatal(err)

@@ -112,6 +112,26 @@ func newError(ctx context.Context, step string, o outcome, log *os.File, from in
 	return e
 }
 
+// Explain makes the error of an operation that somebody else ran CRIU for out
+// of its log; err is what they said.
+func Explain(step, path string, err error) *Error {
+	e := &Error{Step: step, Log: path, Kind: errdefs.ErrUnknown, Err: err}
+	var text string
+	if f, oerr := os.Open(path); oerr == nil {
+		text = readFrom(f, 0)
+		_ = f.Close()
+	}
+	found := explain(text)
+	e.Cause, e.Remedy, e.Lines = found.cause, found.remedy, found.lines
+	if found.kind != nil {
+		e.Kind = found.kind
+	}
+	if e.Cause == "" {
+		e.Cause = err.Error()
+	}
+	return e
+}
+
 // exitLoader is the status of a dynamic loader that cannot load the program.
 const exitLoader = 127
 

@@ -40,7 +40,8 @@ type RestoreOptions struct {
 	// Shield keeps the container's processes off CRIU. The zero value does nothing.
 	Shield Shield
 	// Notify is called at each of CRIU's steps ("pre-restore", "post-restore",
-	// "pre-resume", …) and may end the restore with an error up to "post-restore".
+	// "pre-resume", "post-resume") and may end the restore with an error; after
+	// "pre-resume" the processes run.
 	Notify func(script string, pid int) error
 }
 
@@ -94,24 +95,19 @@ func (t *Tool) Restore(ctx context.Context, o RestoreOptions) (_ RestoreResult, 
 	mark := logEnd(o.Log)
 	var root *os.File
 	out, err := s.run(ctx, &rpc.CriuReq{Type: ptr(rpc.CriuReqType_RESTORE), Opts: opts},
-		func(script string, pid int) (err error) {
-			switch script {
-			case "post-restore":
-				if o.Pid != 0 && pid != o.Pid {
-					return fmt.Errorf("the checkpoint's root is process %d, not %d: %w", pid, o.Pid, errdefs.ErrInvalidArgument)
-				}
-				if root, err = childByPid(s.process.pid, pid); err != nil {
-					return err
-				}
-			case "pre-resume":
-				if err := shield.close(s.process.pid); err != nil {
-					return err
-				}
+		func(script string, pid int) error {
+			err := o.step(s.process.pid, shield, &root, script, pid)
+			if script != "pre-resume" {
+				return err
 			}
-			if o.Notify == nil {
-				return nil
+			// The last moment: CRIU would go on whatever the answer is.
+			if err != nil {
+				_ = killTree(s.process.pid, shield.thawService)
 			}
-			return o.Notify(script, pid)
+			if err != nil || ctx.Err() != nil {
+				<-s.process.ended
+			}
+			return errors.Join(err, ctx.Err())
 		},
 		func(p *process) {
 			// Its end is seen by run; what cannot be killed is not there to be told.
@@ -128,6 +124,27 @@ func (t *Tool) Restore(ctx context.Context, o RestoreOptions) (_ RestoreResult, 
 		return RestoreResult{}, errors.Join(err, shield.clear())
 	}
 	return RestoreResult{Pid: int(out.resp.GetRestore().GetPid()), Process: root, Took: time.Since(begun)}, nil
+}
+
+// step is what is done while CRIU waits.
+func (o RestoreOptions) step(criu int, shield *shield, root **os.File, script string, pid int) (err error) {
+	switch script {
+	case "post-restore":
+		if o.Pid != 0 && pid != o.Pid {
+			return fmt.Errorf("the checkpoint's root is process %d, not %d: %w", pid, o.Pid, errdefs.ErrInvalidArgument)
+		}
+		if *root, err = childByPid(criu, pid); err != nil {
+			return err
+		}
+	case "pre-resume":
+		if err := shield.close(criu); err != nil {
+			return err
+		}
+	}
+	if o.Notify == nil {
+		return nil
+	}
+	return o.Notify(script, pid)
 }
 
 func (t *Tool) restoreRequest(ctx context.Context, s *session, o RestoreOptions) (*rpc.CriuOpts, error) {

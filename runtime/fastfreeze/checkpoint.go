@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -31,6 +30,12 @@ type CheckpointRequest struct {
 	Dir string
 	// WorkDir is where CRIU's log goes; empty: the bundle.
 	WorkDir string
+	// KeepTCP puts established TCP connections into the checkpoint, as
+	// Config.KeepTCP does for all of the container's.
+	KeepTCP bool
+	// ExternalUnix lets the application have unix sockets whose other end is
+	// outside; they are restored unconnected.
+	ExternalUnix bool
 }
 
 // tools are one CRIU each for every path of the toolkit, shared by the shim's
@@ -82,6 +87,12 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 	if pid == 0 {
 		return fmt.Errorf("no application runs in the container: %w", errdefs.ErrFailedPrecondition)
 	}
+	if e.cfg.UserNamespace {
+		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, errUserNamespace)
+	}
+	if !e.cfg.OwnPids {
+		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, errSharedPids)
+	}
 	tool, err := e.criu()
 	if err != nil {
 		return err
@@ -95,7 +106,7 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 			err = errors.Join(err, aerr)
 		}
 	}()
-	logFile, err := openLog(req.WorkDir, e.cfg.Bundle, "criu-dump.log")
+	logFile, err := e.openLog(req.WorkDir, "dump")
 	if err != nil {
 		return err
 	}
@@ -112,21 +123,23 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 	}
 	defer freezer.Close()
 
+	keep := e.cfg.KeepTCP || req.KeepTCP
 	clocks := now()
 	if _, err := tool.Dump(ctx, criu.DumpOptions{
 		Place:        place,
 		Pid:          pid,
 		Images:       stage.File(),
-		Log:          logFile,
+		Log:          logFile.File,
 		External:     e.external(),
 		FreezeCgroup: freezer,
-		TCP:          e.connections(),
+		TCP:          connections(keep),
+		ExternalUnix: req.ExternalUnix,
 		FileLocks:    true,
 		Timeout:      dumpTimeout,
 	}); err != nil {
-		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
+		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, logFile.keep(err))
 	}
-	m, err := e.describe(pid, tool.version, clocks, stage)
+	m, err := e.describe(pid, keep, tool.version, clocks, stage)
 	if err != nil {
 		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
 	}
@@ -137,7 +150,7 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 }
 
 // describe writes the manifest of what CRIU has dumped.
-func (e *Engine) describe(pid int, criuVersion string, clocks image.Clocks, stage *image.Staging) (*image.Manifest, error) {
+func (e *Engine) describe(pid int, keepTCP bool, criuVersion string, clocks image.Clocks, stage *image.Staging) (*image.Manifest, error) {
 	contents, err := image.Inspect(stage.File())
 	if err != nil {
 		return nil, err
@@ -147,7 +160,7 @@ func (e *Engine) describe(pid int, criuVersion string, clocks image.Clocks, stag
 		return nil, err
 	}
 	tcp := image.TCPClose
-	if e.cfg.KeepTCP {
+	if keepTCP {
 		tcp = image.TCPKeep
 	}
 	return &image.Manifest{
@@ -177,26 +190,11 @@ func now() image.Clocks {
 	return image.Clocks{Monotonic: mono.Nano(), Boottime: boot.Nano()}
 }
 
-func (e *Engine) connections() criu.Connections {
-	if e.cfg.KeepTCP {
+func connections(keep bool) criu.Connections {
+	if keep {
 		return criu.KeepConnections
 	}
 	return criu.CloseConnections
-}
-
-// openLog makes CRIU's log in work, or in the bundle if there is no work folder.
-func openLog(work, bundle, name string) (*os.File, error) {
-	dir := work
-	if dir == "" {
-		dir = bundle
-	} else if err := os.MkdirAll(dir, 0o711); err != nil {
-		return nil, fmt.Errorf("make CRIU's work folder: %w", err)
-	}
-	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_TRUNC|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("make CRIU's log: %w", err)
-	}
-	return f, nil
 }
 
 // freezer opens the cgroup folder that freezes the container.

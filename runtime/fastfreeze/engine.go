@@ -50,6 +50,8 @@ type Config struct {
 	KeepTCP bool
 	// OwnPids says that the container has a pid namespace of its own.
 	OwnPids bool
+	// UserNamespace says that the container is in a user namespace.
+	UserNamespace bool
 	// Checkpoint is what the application starts from; nil: from scratch. The
 	// engine takes it over.
 	Checkpoint *Checkpoint
@@ -77,6 +79,14 @@ type Engine struct {
 	closed bool
 }
 
+// errUserNamespace: CRIU runs in the host's user namespace. What it restores
+// would be there too, with the rights that the processes had in theirs.
+var errUserNamespace = fmt.Errorf("the container has a user namespace of its own, whose processes can be run but neither checkpointed nor restored: create it without uid and gid mappings: %w", errdefs.ErrFailedPrecondition)
+
+// errSharedPids: the application's pids may be taken there, and CRIU would be in
+// the reach of processes that are not this container's to freeze.
+var errSharedPids = fmt.Errorf("the container shares its pid namespace with others, where its processes can be run but neither checkpointed nor restored: give it one of its own: %w", errdefs.ErrFailedPrecondition)
+
 // CheckToolkit reports whether containers can be run with FastFreeze here; the
 // error says what to do.
 func CheckToolkit() error {
@@ -103,8 +113,11 @@ func New(cfg Config) (_ *Engine, err error) {
 			e.Close()
 		}
 	}()
+	if cfg.Checkpoint != nil && cfg.UserNamespace {
+		return nil, fmt.Errorf("restore %s: %w", cfg.ID, errUserNamespace)
+	}
 	if cfg.Checkpoint != nil && !cfg.OwnPids {
-		return nil, fmt.Errorf("restore %s: the container shares its pid namespace, where the application's pids may be taken: give it one of its own: %w", cfg.ID, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("restore %s: %w", cfg.ID, errSharedPids)
 	}
 	if e.tk, err = toolkit.Locate(); err != nil {
 		return nil, err

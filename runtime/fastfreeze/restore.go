@@ -97,7 +97,7 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 		return 0, err
 	}
 	defer release()
-	logFile, err := openLog(e.cfg.CriuWorkPath, e.cfg.Bundle, "criu-restore.log")
+	logFile, err := e.openLog(e.cfg.CriuWorkPath, "restore")
 	if err != nil {
 		return 0, err
 	}
@@ -111,16 +111,12 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 	if err := e.conn.adopt(m.Application.Pid, e.flags()); err != nil {
 		return 0, err
 	}
-	tcp := criu.CloseConnections
-	if m.TCP == image.TCPKeep {
-		tcp = criu.KeepConnections
-	}
 	restored, err := tool.Restore(ctx, criu.RestoreOptions{
 		Place:     place,
 		Images:    e.cfg.Checkpoint.File(),
-		Log:       logFile,
+		Log:       logFile.File,
 		InheritFD: files,
-		TCP:       tcp,
+		TCP:       connections(e.cfg.KeepTCP && m.TCP == image.TCPKeep),
 		FileLocks: true,
 		Shield:    shield,
 		Pid:       m.Application.Pid,
@@ -137,7 +133,7 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 		if aerr := e.conn.abandon(); aerr != nil && !errors.Is(aerr, errdefs.ErrNotFound) {
 			log.G(ctx).WithError(aerr).Warn("tell PID 1 that the restore failed")
 		}
-		return 0, fmt.Errorf("restore %s: %w", e.cfg.ID, err)
+		return 0, fmt.Errorf("restore %s: %w", e.cfg.ID, logFile.keep(err))
 	}
 	restored.Process.Close()
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -149,8 +145,15 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 	return pid, nil
 }
 
-// ExplainLog adds to the error of a whole-container operation what CRIU's log
-// says of it.
-func ExplainLog(step, path string, err error) error {
-	return fmt.Errorf("%s: %w (log: %s)", step, err, path)
+// ExplainLog makes the error of a whole-container operation, which libcontainer
+// ran, out of CRIU's log at path; the log is kept at kept.
+func ExplainLog(step, path, kept string, err error) error {
+	explained := criu.Explain(step, path, err)
+	if kerr := KeepLog(path, kept); kerr == nil {
+		var failed *criu.Error
+		if errors.As(explained, &failed) {
+			failed.Log = kept
+		}
+	}
+	return explained
 }

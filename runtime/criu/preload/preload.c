@@ -27,6 +27,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
@@ -94,6 +95,7 @@ static void enter(void)
 	int first = env_fd("FASTMIG_CLOSE_FROM");
 	struct sigaction sa = { .sa_handler = on_cancel };
 
+	prctl(PR_SET_NAME, "criu"); // by itself the loader's name
 	kdat_in = env_fd("FASTMIG_KDAT_FD");
 	kdat_out = env_fd("FASTMIG_KDAT_NEW_FD");
 	if (first >= 0 && syscall(SYS_close_range, first, ~0U, 0) < 0)
