@@ -20,24 +20,27 @@ import (
 func TestCheckpoint(t *testing.T) {
 	lab := harness.New(t, harness.Options{})
 	lab.MustImport(images.Busybox)
-	for name, test := range map[string]func(*testing.T, *harness.Lab){
-		"ctr-container":        ctrContainer,
-		"ctr-task":             ctrTask,
-		"ctr-task-exit":        ctrTaskExit,
-		"ctr-task-folder":      ctrTaskFolder,
-		"paused-stays-paused":  pausedStaysPaused,
-		"running-stays":        runningStaysRunning,
-		"exit-by-client":       exitByClient,
-		"exit-by-annotation":   exitByAnnotation,
-		"three-at-once":        threeAtOnce,
-		"three-generations":    threeGenerations,
-		"concurrent":           concurrentCheckpoints,
-		"kill-during":          killDuring,
-		"stdio":                stdioOfTheRestored,
-		"fastfreeze-not-plain": refusedAsPlain,
-		"plain":                plainRoundTrip,
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, *harness.Lab)
+	}{
+		{"ctr-container", ctrContainer},
+		{"ctr-task", ctrTask},
+		{"ctr-task-exit", ctrTaskExit},
+		{"ctr-task-folder", ctrTaskFolder},
+		{"paused-stays-paused", pausedStaysPaused},
+		{"running-stays", runningStaysRunning},
+		{"exit-by-client", exitByClient},
+		{"exit-by-annotation", exitByAnnotation},
+		{"three-at-once", threeAtOnce},
+		{"three-generations", threeGenerations},
+		{"concurrent", concurrentCheckpoints},
+		{"kill-during", killDuring},
+		{"stdio", stdioOfTheRestored},
+		{"fastfreeze-not-plain", refusedAsPlain},
+		{"plain", plainRoundTrip},
 	} {
-		t.Run(name, func(t *testing.T) { test(t, lab.For(t)) })
+		t.Run(test.name, func(t *testing.T) { test.run(t, lab.For(t)) })
 	}
 }
 

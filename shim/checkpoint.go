@@ -66,11 +66,13 @@ func (t *task) checkpoint(ctx context.Context, req *checkpointRequest) (err erro
 
 	before := t.now()
 	if before == StateRunning {
-		if err := t.c.Pause(); err != nil {
+		if err := t.freeze(StateCheckpointing); err != nil {
+			t.to(before)
 			return fmt.Errorf("freeze the container: %w", err)
 		}
+	} else {
+		t.to(StateCheckpointing)
 	}
-	t.to(StateCheckpointing)
 	defer func() {
 		t.to(before)
 		if before != StateRunning || t.now() == StateStopped {

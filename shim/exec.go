@@ -53,7 +53,7 @@ func (t *task) addExec(r *taskapi.ExecProcessRequest) error {
 	if taken {
 		return fmt.Errorf("id %s: %w", r.ExecID, errdefs.ErrAlreadyExists)
 	}
-	if err := t.allow("exec"); err != nil {
+	if err := t.allowExec(); err != nil {
 		return err
 	}
 	var spec specs.Process
@@ -73,10 +73,22 @@ func (t *task) addExec(r *taskapi.ExecProcessRequest) error {
 	return nil
 }
 
+// allowExec: besides what the states say, nothing of the container may run while
+// a restore works in it.
+func (t *task) allowExec() error {
+	if err := t.allow("exec"); err != nil {
+		return err
+	}
+	if t.restores && t.now() == StateCreated {
+		return fmt.Errorf("cannot exec in a task that has not been restored yet: %w", errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
 // startExec runs an exec; announce is called once it runs, and exited, in a
 // goroutine of its own, after it has ended.
 func (t *task) startExec(ctx context.Context, p *process, announce func(pid int), exited func(status int)) error {
-	if err := t.allow("exec"); err != nil {
+	if err := t.allowExec(); err != nil {
 		return err
 	}
 	p.announce.Lock()
@@ -124,7 +136,14 @@ func (t *task) spawnExec(ctx context.Context, p *process) (*container.Process, e
 		w.abandon()
 		return nil, err
 	}
-	if err := t.c.Start(proc); err != nil {
+	// The container must not be frozen with the process half made.
+	t.freezing.RLock()
+	err = t.allowExec()
+	if err == nil {
+		err = t.c.Start(proc)
+	}
+	t.freezing.RUnlock()
+	if err != nil {
 		w.abandon()
 		return nil, err
 	}

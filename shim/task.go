@@ -47,6 +47,12 @@ type task struct {
 	// checkpoint, update, delete. Of capacity one.
 	operation chan struct{}
 
+	// freezing is held for writing while the container is being frozen, for
+	// reading while a process is being put into it.
+	freezing sync.RWMutex
+	// restores says that the task starts from a checkpoint.
+	restores bool
+
 	c      *container.Container
 	engine *fastfreeze.Engine // nil for a plain container
 	plain  *plainRestore      // of a plain container that starts from a checkpoint
@@ -109,6 +115,7 @@ func newTask(ctx context.Context, ns string, decoder Decoder, consoles *stdio.Co
 	if checkpoint == "" {
 		checkpoint = opts.CriuImagePath
 	}
+	t.restores = checkpoint != ""
 	restore, err := t.planRestore(ctx, checkpoint, r.ParentCheckpoint)
 	if err != nil {
 		return nil, err
@@ -351,13 +358,21 @@ func (t *task) pause(ctx context.Context) error {
 	if err := t.allow("pause"); err != nil {
 		return err
 	}
-	t.to(StatePausing)
-	if err := t.c.Pause(); err != nil {
+	if err := t.freeze(StatePausing); err != nil {
 		t.to(StateRunning)
 		return fmt.Errorf("freeze the container: %w", err)
 	}
 	t.to(StatePaused)
 	return nil
+}
+
+// freeze moves on to a state in which no process is started any more, and
+// freezes the container.
+func (t *task) freeze(next State) error {
+	t.freezing.Lock()
+	defer t.freezing.Unlock()
+	t.to(next)
+	return t.c.Pause()
 }
 
 func (t *task) resume(ctx context.Context) error {

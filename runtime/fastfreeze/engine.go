@@ -177,8 +177,12 @@ func (e *Engine) Launch(ctx context.Context) error {
 		return err
 	}
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.app = pid
-	e.mu.Unlock()
+	if e.cfg.Checkpoint != nil {
+		e.cfg.Checkpoint.Close()
+		e.cfg.Checkpoint = nil
+	}
 	return nil
 }
 
