@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/console"
 	"golang.org/x/sys/unix"
@@ -154,6 +155,8 @@ func TestTerminal(t *testing.T) {
 	// An interactive shell with job control: a stopped job, brought back, interrupted.
 	c := run(t, options{argv: []string{"bash", "--norc", "--noprofile", "-i"}, stdin: slave, stdout: slave, script: "ctty"})
 	slave.Close()
+	// A terminal cannot be waited for with a deadline, but it ends with its last user.
+	defer time.AfterFunc(patience, func() { _ = c.cmd.Process.Kill() }).Stop()
 	said := &screen{t: t, r: master}
 	pid := c.start(initproto.Terminal | initproto.Tied | initproto.DropStdio)
 	say := func(line string) {

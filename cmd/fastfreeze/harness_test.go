@@ -327,14 +327,24 @@ func (c *container) inside(argv ...string) string {
 	return strings.TrimSpace(string(r.out))
 }
 
-// startTrap starts an application that ends with the given code on a signal, and waits until it is ready for it.
-func startTrap(t *testing.T, signal string, code int, flags initproto.Flags) *container {
+// pipe makes a pipe whose reader does not wait for ever.
+func pipe(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	t.Cleanup(func() { _ = r.Close() })
+	if err := r.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	return r, w
+}
+
+// startTrap starts an application that ends with the given code on a signal, and waits until it is ready for it.
+func startTrap(t *testing.T, signal string, code int, flags initproto.Flags) *container {
+	t.Helper()
+	r, w := pipe(t)
 	script := fmt.Sprintf("trap 'exit %d' %s; echo ready; exec >&- 2>&-; while :; do read x <&9; done 9<>%s", code, signal, fifo(t))
 	c := run(t, options{argv: []string{"sh", "-c", script}, stdout: w})
 	w.Close()

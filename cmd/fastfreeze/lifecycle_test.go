@@ -283,11 +283,7 @@ func (c *container) idle() {
 
 // TestNotPid1 is a container in the pid namespace of others: with the application ends all that came from it.
 func TestNotPid1(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
+	r, w := pipe(t)
 	script := "(trap '' TERM HUP; exec sleep 1000) & setsid sh -c 'sleep 1000 & sleep 1000' & read x <" + fifo(t)
 	c := run(t, options{argv: []string{"sh", "-c", script}, hostNS: true, stdout: w})
 	w.Close()

@@ -5,10 +5,12 @@ package criu
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
 	"github.com/checkpoint-restore/go-criu/v8/rpc"
+	"github.com/containerd/errdefs"
 )
 
 // Connections says what happens to established TCP connections.
@@ -67,6 +69,9 @@ type DumpResult struct {
 // Dump writes the tree's state to the folder and lets it go on (or stay frozen) as it was.
 func (t *Tool) Dump(ctx context.Context, o DumpOptions) (DumpResult, error) {
 	begun := time.Now()
+	if o.Pid <= 0 {
+		return DumpResult{}, fmt.Errorf("dump process %d: not a process number: %w", o.Pid, errdefs.ErrInvalidArgument)
+	}
 	refreeze, err := keepFrozen(o.FreezeCgroup)
 	if err != nil {
 		return DumpResult{}, err
@@ -83,7 +88,7 @@ func (t *Tool) Dump(ctx context.Context, o DumpOptions) (DumpResult, error) {
 	s.env = append(s.env, "FASTMIG_SOFT_CANCEL=1")
 	mark := logEnd(o.Log)
 	req := &rpc.CriuReq{Type: ptr(rpc.CriuReqType_DUMP), Opts: opts}
-	out, err := s.run(ctx, req, o.Notify, stopDump)
+	out, err := s.run(ctx, req, o.Notify, t.stopDump)
 	if err != nil {
 		return DumpResult{}, errors.Join(err, refreeze())
 	}

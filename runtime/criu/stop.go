@@ -29,11 +29,11 @@ const (
 // CRIU takes its code out of the processes and lets them go. A CRIU that is killed leaves
 // that code to end by itself when it loses its socket: seen to work, but its memory stays
 // mapped in the application.
-func stopDump(p *process) {
+func (t *Tool) stopDump(p *process) {
 	_ = p.signal(unix.SIGTERM)
 	select {
 	case <-p.ended:
-	case <-time.After(stopGrace):
+	case <-time.After(t.grace):
 		_ = p.signal(unix.SIGKILL)
 	}
 }

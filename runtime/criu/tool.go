@@ -12,6 +12,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/checkpoint-restore/go-criu/v8/rpc"
 	"github.com/containerd/errdefs"
@@ -41,6 +42,8 @@ type Config struct {
 // Tool starts one CRIU an operation. Its methods may run at the same time.
 type Tool struct {
 	config Config
+	// grace is stopGrace, but for tests.
+	grace time.Duration
 
 	mu   sync.Mutex
 	kdat *os.File // guarded by mu: sealed memfd with the kernel probe, nil before the first
@@ -58,7 +61,7 @@ func New(config Config) (*Tool, error) {
 			return nil, fmt.Errorf("the toolkit's CRIU is incomplete: %w: run `fastmig install`: %w", err, errdefs.ErrNotFound)
 		}
 	}
-	return &Tool{config: config}, nil
+	return &Tool{config: config, grace: stopGrace}, nil
 }
 
 // Close frees what the Tool keeps. No operation may be running.

@@ -196,8 +196,8 @@ func (in *installer) stage(ctx context.Context, stage string) (Manifest, error) 
 // wrapperScript is bin/criu. What names files is quoted for the shell.
 func wrapperScript(t Toolkit) string {
 	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-	return fmt.Sprintf("#!/bin/sh\n# CRIU of FastMig's toolkit, for use on the host.\nexec %s --library-path %s %s \"$@\"\n",
-		quote(t.Loader()), quote(t.LibDir()), quote(t.Criu()))
+	return fmt.Sprintf("#!/bin/sh\n# CRIU of FastMig's toolkit, for use on the host.\nexec %s --library-path %s --preload %s %s \"$@\"\n",
+		quote(t.Loader()), quote(t.LibDir()), quote(filepath.Join(t.root, preloadPath)), quote(t.Criu()))
 }
 
 // findFastfreeze settles and checks the source of fastfreeze.

@@ -13,6 +13,10 @@
 //    fail, and CRIU cleans up as after any failure.
 // 4. It answers for socket options that Linux 6.16 and newer refuse and CRIU before 4.2 asks
 //    for.
+// 5. It lets a root without CAP_SYS_RESOURCE, as that of many containers and virtual machines
+//    is, read the resource limits of processes with another user id: procfs has them too.
+//
+// On the host, where the toolkit's wrapper starts CRIU, only 4 and 5 act.
 //
 // The descriptors are named in the environment by the launcher (tool.go), which is the only
 // one to set it.
@@ -28,6 +32,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
@@ -42,6 +47,7 @@
 // The exit status that tells the launcher that CRIU never began.
 #define EXIT_SETUP 125
 
+static int launched;      // by launch.go, and not by a user's shell on the host
 static int kdat_in = -1;  // memfd with the cache to read, or -1
 static int kdat_out = -1; // memfd that takes a new cache, or -1
 static volatile sig_atomic_t cancelled;
@@ -95,6 +101,7 @@ static void enter(void)
 	int first = env_fd("FASTMIG_CLOSE_FROM");
 	struct sigaction sa = { .sa_handler = on_cancel };
 
+	launched = first >= 0;
 	prctl(PR_SET_NAME, "criu"); // by itself the loader's name
 	kdat_in = env_fd("FASTMIG_KDAT_FD");
 	kdat_out = env_fd("FASTMIG_KDAT_NEW_FD");
@@ -152,9 +159,9 @@ int open64(const char *path, int flags, ...)
 	mode_t mode = 0;
 	va_list args;
 
-	if (!strcmp(path, KDAT))
+	if (launched && !strcmp(path, KDAT))
 		return reopen(kdat_in, O_RDONLY);
-	if (!strcmp(path, KDAT_NEW))
+	if (launched && !strcmp(path, KDAT_NEW))
 		return reopen(kdat_out, O_WRONLY | O_TRUNC);
 	if (flags & (O_CREAT | __O_TMPFILE)) {
 		va_start(args, flags);
@@ -215,14 +222,93 @@ int getsockopt(int sock, int level, int name, void *value, socklen_t *len)
 
 int rename(const char *from, const char *to)
 {
-	if (!strcmp(from, KDAT_NEW))
+	if (launched && !strcmp(from, KDAT_NEW))
 		return 0;
 	return syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
 }
 
 int unlink(const char *path)
 {
-	if (!strcmp(path, KDAT) || !strcmp(path, KDAT_NEW))
+	if (launched && (!strcmp(path, KDAT) || !strcmp(path, KDAT_NEW)))
 		return 0;
 	return syscall(SYS_unlinkat, AT_FDCWD, path, 0);
+}
+
+// Where a resource stands in /proc/PID/limits (proc_pid_limits(5)).
+static const char *const limit_names[RLIM_NLIMITS] = {
+	[RLIMIT_CPU] = "Max cpu time",
+	[RLIMIT_FSIZE] = "Max file size",
+	[RLIMIT_DATA] = "Max data size",
+	[RLIMIT_STACK] = "Max stack size",
+	[RLIMIT_CORE] = "Max core file size",
+	[RLIMIT_RSS] = "Max resident set",
+	[RLIMIT_NPROC] = "Max processes",
+	[RLIMIT_NOFILE] = "Max open files",
+	[RLIMIT_MEMLOCK] = "Max locked memory",
+	[RLIMIT_AS] = "Max address space",
+	[RLIMIT_LOCKS] = "Max file locks",
+	[RLIMIT_SIGPENDING] = "Max pending signals",
+	[RLIMIT_MSGQUEUE] = "Max msgqueue size",
+	[RLIMIT_NICE] = "Max nice priority",
+	[RLIMIT_RTPRIO] = "Max realtime priority",
+	[RLIMIT_RTTIME] = "Max realtime timeout",
+};
+
+static char *read_limit(char *at, rlim64_t *limit)
+{
+	while (*at == ' ')
+		at++;
+	if (!strncmp(at, "unlimited", strlen("unlimited"))) {
+		*limit = RLIM64_INFINITY;
+		return at + strlen("unlimited");
+	}
+	*limit = strtoull(at, &at, 10);
+	return at;
+}
+
+static int limit_from_proc(int pid, unsigned int resource, struct rlimit64 *limit)
+{
+	char path[32], text[4096], *line;
+	ssize_t n;
+	int fd;
+
+	if (resource >= RLIM_NLIMITS || !limit_names[resource])
+		return -1;
+	snprintf(path, sizeof(path), "/proc/%d/limits", pid);
+	fd = open64(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (n < 0)
+		return -1;
+	text[n] = 0;
+	line = strstr(text, limit_names[resource]);
+	if (!line)
+		return -1;
+	line = read_limit(line + strlen(limit_names[resource]), &limit->rlim_cur);
+	read_limit(line, &limit->rlim_max);
+	return 0;
+}
+
+// CRIU asks for limits through syscall(2), with the pid that its own /proc knows.
+long syscall(long number, ...)
+{
+	static long (*next)(long, ...);
+	long a[6], ret;
+	va_list args;
+
+	if (!next)
+		next = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+	va_start(args, number);
+	for (int i = 0; i < 6; i++)
+		a[i] = va_arg(args, long);
+	va_end(args);
+	ret = next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+	if (ret < 0 && errno == EPERM && number == SYS_prlimit64 && !a[2] && a[3]) {
+		if (!limit_from_proc((int)a[0], (unsigned int)a[1], (struct rlimit64 *)a[3]))
+			return 0;
+		errno = EPERM;
+	}
+	return ret;
 }

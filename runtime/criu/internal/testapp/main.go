@@ -2,23 +2,32 @@
 
 // Command testapp is both sides of the containers that the tests of runtime/criu make by
 // hand: their PID 1 and the application in them. It is static, so that a rootfs needs
-// nothing else.
+// nothing else. It also stands in for CRIU where a test wants a failure at a given moment.
 package main
 
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 )
 
 func main() {
+	switch filepath.Base(os.Args[0]) {
+	case "criu":
+		fail(standin(os.Args))
+	case "sh", "ip", "iptables", "ip6tables", "nft", "tar":
+		fail(trap(os.Args[0]))
+	}
 	if len(os.Args) < 2 {
-		fail(fmt.Errorf("usage: testapp init ROOT | last-pid N | app"))
+		fail(fmt.Errorf("usage: testapp init ROOT | last-pid N | app | hang"))
 	}
 	switch os.Args[1] {
 	case "init":
 		fail(runInit(os.Args[2]))
 	case "last-pid":
 		fail(lastPid(os.Args[2]))
+	case "hang":
+		select {}
 	case "app":
 		fail(runApp(os.Args[2:]))
 	default:

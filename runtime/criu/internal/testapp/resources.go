@@ -27,6 +27,7 @@ var resources = map[string]func(a *app, args []string) (string, error){
 	"link":    link,
 	"nested":  nested,
 	"traced":  traced,
+	"unmount": unmount,
 	"watch":   watch,
 	"zombie":  zombie,
 	"file":    file,
@@ -117,6 +118,11 @@ func read(a *app, _ []string) (string, error) {
 // write NAME TEXT: a file, closed again.
 func write(_ *app, args []string) (string, error) {
 	return "", os.WriteFile(args[0], []byte(args[1]), 0o600)
+}
+
+// unmount PATH: takes a mount away, even if it is in use.
+func unmount(_ *app, args []string) (string, error) {
+	return "", unix.Unmount(args[0], unix.MNT_DETACH)
 }
 
 // remove NAME: deletes a file.
