@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -263,13 +264,21 @@ func killDuring(t *testing.T, lab *harness.Lab) {
 	if err := source.Output.WaitForText(lab.Context(), "ready"); err != nil {
 		t.Fatal(err)
 	}
+	shim := shimOf(lab, t, source)
 	dir := filepath.Join(t.TempDir(), "images")
 	result := make(chan error, 1)
 	go func() {
 		_, err := source.Task.Checkpoint(lab.Context(), containerd.WithCheckpointImagePath(dir))
 		result <- err
 	}()
-	lab.WaitFor("CRIU to be at work", func(context.Context) (bool, error) { return criuOf(lab.Node) != 0, nil })
+	lab.WaitFor("CRIU to be at work", func(context.Context) (bool, error) {
+		select {
+		case err := <-result:
+			return false, harness.Final(fmt.Errorf("the checkpoint ended first: %w", err))
+		default:
+			return criuOf(shim) != 0, nil
+		}
+	})
 	if err := source.Task.Kill(lab.Context(), unix.SIGKILL); err != nil {
 		t.Errorf("kill a task that is being checkpointed: %v", err)
 	}

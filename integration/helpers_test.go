@@ -140,15 +140,24 @@ func below(pid int) []int {
 	return all
 }
 
-// criuOf finds a CRIU that the node's shims have started; 0 if there is none.
-func criuOf(n *harness.Node) int {
-	for _, shim := range n.Shims() {
-		for _, pid := range below(shim.Pid) {
-			// Through the loader its name is that of the loader.
-			cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-			if strings.Contains(string(cmdline), "criu") && strings.Contains(string(cmdline), "swrk") {
-				return pid
-			}
+// shimOf is the pid of the container's shim.
+func shimOf(lab *harness.Lab, t *testing.T, c *harness.Container) int {
+	t.Helper()
+	for _, shim := range lab.Shims() {
+		if strings.Contains(shim.Args+" ", " -id "+c.ID()+" ") {
+			return shim.Pid
+		}
+	}
+	t.Fatalf("%s has no shim", c.ID())
+	return 0
+}
+
+// criuOf finds the CRIU that a shim has started; 0 if there is none.
+func criuOf(shim int) int {
+	for _, pid := range below(shim) {
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		if string(name) == "criu\n" {
+			return pid
 		}
 	}
 	return 0

@@ -80,6 +80,7 @@ type container struct {
 	control *os.File
 	ns      Namespaces
 	freezer *freezer
+	read    chan struct{} // closed when PID 1 says nothing more
 
 	mu     sync.Mutex
 	change *sync.Cond
@@ -98,7 +99,7 @@ func newContainer(t testing.TB) *container { return newContainerIn(t, newFreezer
 
 func newContainerIn(t testing.TB, f *freezer) *container {
 	t.Helper()
-	c := &container{t: t, freezer: f}
+	c := &container{t: t, freezer: f, read: make(chan struct{})}
 	c.change = sync.NewCond(&c.mu)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -114,12 +115,18 @@ func newContainerIn(t testing.TB, f *freezer) *container {
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
 		Setsid:     true,
 	}
+	if userns { c.cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
+		c.cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID:0,HostID:100000,Size:65536}}
+		c.cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID:0,HostID:100000,Size:65536}}
+		c.cmd.SysProcAttr.Credential = &syscall.Credential{}
+		os.Chmod(filepath.Dir(testApp), 0o755); os.Chmod(root, 0o777); os.Chmod(filepath.Dir(root), 0o755)
+	}
 	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	_ = theirs.Close()
 	t.Cleanup(c.stop)
-	go c.read()
+	go c.listen()
 	if e := c.wait(func(e event) bool { return e.Started == 1 }); e == nil {
 		t.Fatal("the container's PID 1 did not come up")
 	}
@@ -134,12 +141,14 @@ func (c *container) stop() {
 	c.freezer.thaw()
 	_ = c.cmd.Process.Kill()
 	_ = c.cmd.Wait()
+	<-c.read
 	_ = c.control.Close()
 	c.ns.Close()
 	c.freezer.remove()
 }
 
-func (c *container) read() {
+func (c *container) listen() {
+	defer close(c.read)
 	buf := make([]byte, 4096)
 	for {
 		n, err := unix.Read(int(c.control.Fd()), buf)
@@ -445,3 +454,5 @@ func newLog(t testing.TB) *os.File {
 	t.Cleanup(func() { _ = log.Close() })
 	return log
 }
+
+var userns bool

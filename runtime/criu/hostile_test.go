@@ -128,7 +128,7 @@ func TestCriuInTheContainer(t *testing.T) {
 			return nil
 		}
 		seen = true
-		criu := filepath.Join("/proc", itoa(runningCriu()))
+		criu := filepath.Join("/proc", itoa(runningCriu(t)))
 		// The toolkit's file, which the container cannot open for writing even so.
 		if f, err := os.OpenFile(filepath.Join(criu, "exe"), os.O_WRONLY, 0); err == nil {
 			_ = f.Close()

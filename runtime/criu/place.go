@@ -14,7 +14,7 @@ import (
 // Namespaces are open descriptors of a container's namespaces (namespaces(7)). A nil one is
 // not joined, nor is one that is our own already.
 type Namespaces struct {
-	Cgroup, IPC, UTS, Net, PID, Mount *os.File
+	Cgroup, IPC, UTS, Net, PID, Mount, User *os.File
 }
 
 // OpenNamespaces opens the namespaces of the process pid, as numbered in our own pid
@@ -31,7 +31,7 @@ func OpenNamespaces(pid int, pidfd *os.File) (_ Namespaces, err error) {
 	for _, n := range []struct {
 		file **os.File
 		name string
-	}{{&ns.Cgroup, "cgroup"}, {&ns.IPC, "ipc"}, {&ns.UTS, "uts"}, {&ns.Net, "net"}, {&ns.PID, "pid"}, {&ns.Mount, "mnt"}} {
+	}{{&ns.Cgroup, "cgroup"}, {&ns.IPC, "ipc"}, {&ns.UTS, "uts"}, {&ns.Net, "net"}, {&ns.PID, "pid"}, {&ns.Mount, "mnt"}, {&ns.User, "user"}} {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, n.name))
 		if err != nil {
 			return Namespaces{}, fmt.Errorf("open the %s namespace of process %d: %w: %w", n.name, pid, err, errdefs.ErrNotFound)
@@ -53,7 +53,7 @@ func OpenNamespaces(pid int, pidfd *os.File) (_ Namespaces, err error) {
 
 // Close closes the descriptors.
 func (n Namespaces) Close() {
-	for _, f := range []*os.File{n.Cgroup, n.IPC, n.UTS, n.Net, n.PID, n.Mount} {
+	for _, f := range []*os.File{n.Cgroup, n.IPC, n.UTS, n.Net, n.PID, n.Mount, n.User} {
 		if f != nil {
 			_ = f.Close()
 		}

@@ -129,6 +129,8 @@ func (t *Tool) Restore(ctx context.Context, o RestoreOptions) (_ RestoreResult, 
 // step is what is done while CRIU waits.
 func (o RestoreOptions) step(criu int, shield *shield, root **os.File, script string, pid int) (err error) {
 	switch script {
+	case "pre-restore":
+		shield.warm(criu)
 	case "post-restore":
 		if o.Pid != 0 && pid != o.Pid {
 			return fmt.Errorf("the checkpoint's root is process %d, not %d: %w", pid, o.Pid, errdefs.ErrInvalidArgument)

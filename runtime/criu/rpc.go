@@ -79,16 +79,21 @@ func (c *conn) finish() { _ = c.sock.CloseRead() }
 func (c *conn) close() { _ = c.sock.Close() }
 
 // converse sends the request and answers notifications until CRIU gives its result or is
-// gone. It returns nil, nil when CRIU ended without a result.
+// gone. It returns nil, nil when CRIU ended without a result: its status and log tell more.
 func (c *conn) converse(req *rpc.CriuReq, notify func(script string, pid int) error) (*rpc.CriuResp, error) {
+	resp, err := c.talk(req, notify)
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
+		return nil, nil
+	}
+	return resp, err
+}
+
+func (c *conn) talk(req *rpc.CriuReq, notify func(script string, pid int) error) (*rpc.CriuResp, error) {
 	if err := c.send(req); err != nil {
 		return nil, err
 	}
 	for {
 		resp, err := c.receive()
-		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
-			return nil, nil
-		}
 		if err != nil {
 			return nil, err
 		}
@@ -100,11 +105,12 @@ func (c *conn) converse(req *rpc.CriuReq, notify func(script string, pid int) er
 			failed = notify(resp.GetNotify().GetScript(), int(resp.GetNotify().GetPid()))
 		}
 		answer := &rpc.CriuReq{Type: ptr(rpc.CriuReqType_NOTIFY), NotifySuccess: ptr(failed == nil)}
-		if err := c.send(answer); err != nil {
-			return nil, errors.Join(failed, err)
-		}
+		err = c.send(answer)
 		if failed != nil {
 			return nil, failed
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 type shield struct {
 	service, outside *cgroup
 	frozen           []cgroup // Others that were running
+	warmed           chan struct{}
 }
 
 // raise freezes the container's other processes.
@@ -56,12 +57,28 @@ func raise(ctx context.Context, s Shield) (*shield, error) {
 	return sh, nil
 }
 
+// warm takes the time that the first move between cgroups needs, some milliseconds for a
+// grace period of the kernel's, out of the moment when the processes wait to run: it moves
+// CRIU to where it is already, while CRIU works.
+func (s *shield) warm(criu int) {
+	if s.service == nil || s.warmed != nil {
+		return
+	}
+	s.warmed = make(chan struct{})
+	go func() {
+		defer close(s.warmed)
+		_ = s.service.write("cgroup.procs", strconv.Itoa(criu))
+	}()
+}
+
 // close comes before the restored processes run: CRIU, still holding them all, leaves their
 // cgroup, and they are frozen in it.
 func (s *shield) close(criu int) error {
 	if s.service == nil {
 		return nil
 	}
+	// A late warming would bring CRIU back into the frozen cgroup.
+	s.settle()
 	if err := s.outside.write("cgroup.procs", strconv.Itoa(criu)); err != nil {
 		return fmt.Errorf("shield CRIU: move it out of the service's cgroup: %w", err)
 	}
@@ -69,6 +86,12 @@ func (s *shield) close(criu int) error {
 		return fmt.Errorf("shield CRIU: %w", err)
 	}
 	return nil
+}
+
+func (s *shield) settle() {
+	if s.warmed != nil {
+		<-s.warmed
+	}
 }
 
 // thawService lets killed processes die.
@@ -80,6 +103,7 @@ func (s *shield) thawService() {
 
 // lower ends the shield: CRIU is gone.
 func (s *shield) lower() error {
+	s.settle()
 	var errs []error
 	if s.service != nil {
 		errs = append(errs, s.service.thaw())

@@ -63,7 +63,7 @@ func TestShield(t *testing.T) {
 			o.Notify = func(script string, _ int) error {
 				switch script {
 				case "pre-restore":
-					criu = strconv.Itoa(runningCriu())
+					criu = strconv.Itoa(runningCriu(t))
 					if procs := service.procs(); !slices.Contains(procs, criu) {
 						t.Errorf("%q are in the service's cgroup before the restore, not CRIU (%s)", procs, criu)
 					}
@@ -136,7 +136,7 @@ func TestFailedRestoreLeavesNothingBehind(t *testing.T) {
 							return nil
 						}
 						if fail == nil {
-							return syscall.Kill(runningCriu(), syscall.SIGKILL)
+							return syscall.Kill(runningCriu(t), syscall.SIGKILL)
 						}
 						return fail(cancel)
 					}
@@ -168,14 +168,23 @@ func TestFailedRestoreLeavesNothingBehind(t *testing.T) {
 	}
 }
 
-// runningCriu is the CRIU that this process has started, or 0.
-func runningCriu() int {
-	for _, pid := range childrenOf(os.Getpid()) {
-		if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && string(comm) == "criu\n" {
-			return pid
+// runningCriu is the CRIU that this process has started.
+func runningCriu(t testing.TB) (criu int) {
+	t.Helper()
+	// The list of children is unreliable while the thread that made one ends.
+	eventually(t, "CRIU is a child of the test", func() bool {
+		for _, pid := range childrenOf(os.Getpid()) {
+			if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && string(comm) == "criu\n" {
+				criu = pid
+				return true
+			}
 		}
+		return false
+	})
+	if criu == 0 {
+		t.FailNow()
 	}
-	return 0
+	return criu
 }
 
 func TestShieldNeedsBothCgroups(t *testing.T) {

@@ -161,13 +161,21 @@ const nowhere = "/proc/self/ns"
 
 // start executes CRIU.
 func (s *session) start() (*process, error) {
-	mount := s.place.Namespaces.Mount
-	ours, err := isOurs(mount, "mnt")
-	if err != nil {
-		return nil, err
-	}
-	if !ours {
-		if err := s.tell("FASTMIG_MNT_FD", mount); err != nil {
+	for _, ns := range []struct {
+		file       *os.File
+		name, told string
+	}{
+		{s.place.Namespaces.Mount, "mnt", "FASTMIG_MNT_FD"},
+		{s.place.Namespaces.User, "user", "FASTMIG_USER_FD"},
+	} {
+		ours, err := isOurs(ns.file, ns.name)
+		if err != nil {
+			return nil, err
+		}
+		if ours {
+			continue
+		}
+		if err := s.tell(ns.told, ns.file); err != nil {
 			return nil, err
 		}
 	}

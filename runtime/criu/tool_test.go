@@ -119,15 +119,16 @@ func TestCancelWithStandIn(t *testing.T) {
 		go func() {
 			defer cancel()
 			eventually(t, "CRIU is busy", func() bool { return strings.Contains(readLog(t, cp.log), "busy") })
-			for _, pid := range childrenOf(os.Getpid()) {
-				children = append(children, childrenOf(pid)...)
-			}
+			eventually(t, "CRIU has two children", func() bool {
+				children = nil
+				for _, pid := range childrenOf(os.Getpid()) {
+					children = append(children, childrenOf(pid)...)
+				}
+				return len(children) == 2
+			})
 		}()
 		if _, err := tool.Restore(ctx, RestoreOptions{Images: cp.images, Log: cp.log}); !errors.Is(err, context.Canceled) {
 			t.Errorf("error: %v", err)
-		}
-		if len(children) != 2 {
-			t.Fatalf("the stand-in had %d children", len(children))
 		}
 		for _, pid := range children {
 			if state := stateOf(pid); state != "" && state != "Z" {

@@ -9,67 +9,67 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/fastmig/fastmig/runtime/fastfreeze/initproto"
+	"github.com/fastmig/fastmig/runtime/fastfreeze/initproto/initconn"
 )
 
-// link is the shim's end of the conversation with PID 1. PID 1 has the rights
-// of the container's user, so what comes from it is taken for hostile: it is
-// bounded, decoded strictly, and never makes anybody here wait without a limit.
+// sendTimeout bounds how long a PID 1 that does not read can hold a sender up.
+const sendTimeout = time.Second
+
+// link is the shim's side of the conversation with PID 1. PID 1 has the rights
+// of the container's user, so what comes from it is taken for hostile: answers
+// that nobody asked for, or nonsense, end the conversation.
 type link struct {
-	sock *os.File
+	conn *initconn.Conn
 
 	mu      sync.Mutex
 	err     error // why nothing more will come; set before gone is closed
 	gone    chan struct{}
-	answers chan initproto.Message // Ready, Started, StartFailed
-	sending sync.Mutex
+	answers chan initproto.Message // Ready, Started, StartFailed, Pong
 }
 
 var errGone = fmt.Errorf("the container's first process has ended: %w", errdefs.ErrFailedPrecondition)
 
 // newLink makes the socket; the file is PID 1's end.
 func newLink() (*link, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	conn, init, err := initconn.Pair()
 	if err != nil {
-		return nil, nil, fmt.Errorf("make the socket to the container's first process: %w", err)
+		return nil, nil, err
 	}
 	l := &link{
-		sock:    os.NewFile(uintptr(fds[0]), "fastfreeze"),
+		conn:    conn,
 		gone:    make(chan struct{}),
 		answers: make(chan initproto.Message, 8),
 	}
 	go l.read()
-	return l, os.NewFile(uintptr(fds[1]), "fastfreeze-init"), nil
+	return l, init, nil
 }
 
 func (l *link) read() {
-	buf := make([]byte, initproto.MaxSize+1)
 	for {
-		n, err := l.sock.Read(buf)
-		if err != nil || n == 0 {
+		m, err := l.conn.Receive(context.Background())
+		switch {
+		case errdefs.IsUnavailable(err):
 			l.end(errGone)
 			return
-		}
-		m, err := initproto.DecodeFromInit(buf[:n])
-		if err != nil {
+		case err != nil:
 			l.end(fmt.Errorf("the container's first process sent nonsense: %w: %w", err, errdefs.ErrFailedPrecondition))
 			return
-		}
-		switch m.Type {
-		case initproto.Ready, initproto.Started, initproto.StartFailed:
-			select {
-			case l.answers <- m:
-			default:
-				l.end(fmt.Errorf("the container's first process says more than it was asked: %w", errdefs.ErrFailedPrecondition))
-				return
-			}
-		case initproto.Exited, initproto.Pong:
+		case m.Type == initproto.Exited:
 			// The application's end shows in that of PID 1, which is tied
 			// to it.
+			continue
+		}
+		select {
+		case l.answers <- m:
+		default:
+			l.end(fmt.Errorf("the container's first process says more than it was asked: %w", errdefs.ErrFailedPrecondition))
+			return
 		}
 	}
 }
@@ -85,37 +85,20 @@ func (l *link) end(err error) {
 
 func (l *link) close() {
 	l.end(errGone)
-	l.sock.Close()
+	l.conn.Close()
 }
 
 func (l *link) send(m initproto.Message) error {
-	b, err := initproto.Append(nil, &m)
-	if err != nil {
-		return fmt.Errorf("encode a message for the container's first process: %w", err)
-	}
-	l.sending.Lock()
-	defer l.sending.Unlock()
-	rc, err := l.sock.SyscallConn()
-	if err != nil {
-		return errGone
-	}
-	// Not waiting: a stopped PID 1 must not stop us.
-	var serr error
-	if err := rc.Control(func(fd uintptr) {
-		serr = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
-	}); err != nil {
-		return errGone
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), sendTimeout)
+	defer cancel()
+	err := l.conn.Send(ctx, m)
 	switch {
-	case serr == nil:
-		return nil
-	case errors.Is(serr, unix.EPIPE), errors.Is(serr, unix.ECONNRESET), errors.Is(serr, unix.ENOTCONN):
+	case errdefs.IsUnavailable(err):
 		return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
-	case errors.Is(serr, unix.EAGAIN):
+	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("the container's first process does not take messages: is it stopped? %w", errdefs.ErrUnavailable)
-	default:
-		return fmt.Errorf("send to the container's first process: %w", serr)
 	}
+	return err
 }
 
 // receive waits for an answer of one of the types.
@@ -174,9 +157,20 @@ func (l *link) started(ctx context.Context) (int, error) {
 	return int(m.Pid), nil
 }
 
-// adopt announces a process that a restore will put below PID 1.
-func (l *link) adopt(pid int, flags initproto.Flags) error {
-	return l.send(initproto.Message{Type: initproto.Adopt, Pid: int32(pid), Flags: flags})
+// adopt announces a process that a restore will put below PID 1, and waits until
+// PID 1 is ready for it: it gives up its terminal, which CRIU gives to the other.
+func (l *link) adopt(ctx context.Context, pid int, flags initproto.Flags) error {
+	if err := l.send(initproto.Message{Type: initproto.Adopt, Pid: int32(pid), Flags: flags}); err != nil {
+		return err
+	}
+	if err := l.send(initproto.Message{Type: initproto.Ping}); err != nil {
+		return err
+	}
+	m, err := l.receive(ctx, initproto.Pong, initproto.StartFailed)
+	if err == nil && m.Type == initproto.StartFailed {
+		err = fmt.Errorf("%s: %w", m.Text, unix.Errno(m.Errno))
+	}
+	return err
 }
 
 // restored says that it is there.
@@ -193,7 +187,7 @@ func (l *link) abandon() error {
 }
 
 func (l *link) signal(sig unix.Signal) error {
-	if sig < 1 || sig > initproto.MaxSignal {
+	if sig < 1 {
 		return fmt.Errorf("signal %d: %w", int(sig), errdefs.ErrInvalidArgument)
 	}
 	return l.send(initproto.Message{Type: initproto.Signal, Signo: uint32(sig)})

@@ -123,7 +123,7 @@ func TestHostileInit(t *testing.T) {
 // An init that does not read blocks nobody.
 func TestStoppedInit(t *testing.T) {
 	l, _ := fakeInit(t)
-	for range 100000 {
+	for range 100000 { // far more than a socket's buffer holds
 		if err := l.signal(unix.SIGUSR1); err != nil {
 			if !errdefs.IsUnavailable(err) {
 				t.Fatal(err)

@@ -108,7 +108,7 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 		return 0, err
 	}
 	defer undo()
-	if err := e.conn.adopt(m.Application.Pid, e.flags()); err != nil {
+	if err := e.adopt(ctx, m.Application.Pid); err != nil {
 		return 0, err
 	}
 	restored, err := tool.Restore(ctx, criu.RestoreOptions{
@@ -143,6 +143,15 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 		return 0, fmt.Errorf("restore %s: %w", e.cfg.ID, err)
 	}
 	return pid, nil
+}
+
+func (e *Engine) adopt(ctx context.Context, pid int) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := e.conn.adopt(ctx, pid, e.flags()); err != nil {
+		return fmt.Errorf("restore %s: prepare PID 1: %w", e.cfg.ID, err)
+	}
+	return nil
 }
 
 // ExplainLog makes the error of a whole-container operation, which libcontainer

@@ -25,6 +25,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -98,6 +99,7 @@ static void on_cancel(int signo)
 static void enter(void)
 {
 	int mnt = env_fd("FASTMIG_MNT_FD");
+	int user = env_fd("FASTMIG_USER_FD");
 	int first = env_fd("FASTMIG_CLOSE_FROM");
 	struct sigaction sa = { .sa_handler = on_cancel };
 
@@ -115,10 +117,19 @@ static void enter(void)
 			fail("enter the container's root");
 		check_proc();
 	}
+	// Last, since it takes away the rights to do the rest.
+	if (user >= 0) {
+		if (setns(user, CLONE_NEWUSER) < 0)
+			fail("join the container's user namespace");
+		close(user);
+		if (setgroups(0, NULL) < 0 || setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
+			fail("become root of the container's user namespace");
+	}
 	// Without SA_RESTART, so that a wait of CRIU ends as well.
 	if (getenv("FASTMIG_SOFT_CANCEL") && sigaction(SIGTERM, &sa, NULL) < 0)
 		fail("set the signal that cancels");
 	unsetenv("FASTMIG_MNT_FD");
+	unsetenv("FASTMIG_USER_FD");
 	unsetenv("FASTMIG_CLOSE_FROM");
 	unsetenv("FASTMIG_KDAT_FD");
 	unsetenv("FASTMIG_KDAT_NEW_FD");

@@ -169,10 +169,10 @@ func enterRoot(root string) error {
 		}},
 		{"make /dev/ptmx", func() error { return os.Symlink("pts/ptmx", filepath.Join(root, "dev/ptmx")) }},
 		{"make /dev/null", func() error {
-			return unix.Mknod(filepath.Join(root, "dev/null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3)))
+			os.WriteFile(filepath.Join(root, "dev/null"), nil, 0o666); return unix.Mount("/dev/null", filepath.Join(root, "dev/null"), "", unix.MS_BIND, "")
 		}},
 		{"make /dev/tty", func() error {
-			return unix.Mknod(filepath.Join(root, "dev/tty"), unix.S_IFCHR|0o666, int(unix.Mkdev(5, 0)))
+			os.WriteFile(filepath.Join(root, "dev/tty"), nil, 0o666); return unix.Mount("/dev/tty", filepath.Join(root, "dev/tty"), "", unix.MS_BIND, "")
 		}},
 		{"enter the root", func() error { return os.Chdir(root) }},
 		{"change the root", func() error { return unix.PivotRoot(".", ".") }},

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -27,7 +29,7 @@ func main() {
 	case "last-pid":
 		fail(lastPid(os.Args[2]))
 	case "hang":
-		select {}
+		rest()
 	case "app":
 		fail(runApp(os.Args[2:]))
 	default:
@@ -46,4 +48,11 @@ func fail(err error) {
 // lastPid makes n+1 the next process number of the pid namespace it runs in.
 func lastPid(n string) error {
 	return os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(n), 0)
+}
+
+// rest does nothing until a signal ends the process.
+func rest() {
+	for {
+		_ = unix.Pause()
+	}
 }

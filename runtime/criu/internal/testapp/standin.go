@@ -74,7 +74,7 @@ func play(sock int, words []string) error {
 		return err
 	case "hang":
 		signal.Ignore(unix.SIGTERM)
-		select {}
+		rest()
 	case "obey": // until SIGTERM
 		stop := make(chan os.Signal, 1)
 		signal.Notify(stop, unix.SIGTERM)
