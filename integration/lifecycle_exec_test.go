@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -93,6 +94,7 @@ func testExecInput(t *testing.T, lab *harness.Lab) {
 	check(t, err)
 	waitText(t, lab, e.output, "some words")
 	equal(t, "the status", status(t, lab, e).Status, containerd.Running)
+	in.Close()
 	check(t, e.CloseIO(lab.Context(), containerd.WithStdinCloser))
 	equal(t, "the exit code of cat", e.exit(t, lab), 0)
 	_, err = e.Delete(lab.Context())
@@ -287,15 +289,16 @@ func testInput(t *testing.T, lab *harness.Lab) {
 	_, err := io.WriteString(c.Stdin, "first\n")
 	check(t, err)
 	waitText(t, lab, c.Output, "first\n")
+	c.Stdin.Close()
 	check(t, c.Task.CloseIO(lab.Context(), containerd.WithStdinCloser))
 	equal(t, "the exit code of cat", exitOf(t, lab, c), 0)
 }
 
 func testTerminal(t *testing.T, lab *harness.Lab) {
-	opts := script("test -t 0 && test -t 1 && test -t 2 && tty && ps -o tty,args; read x; stty size; read y; exit 4")
+	opts := script("test -t 0 && test -t 1 && test -t 2 && tty; read x; stty size; read y; exit 4")
 	opts.Terminal = true
 	c := lab.MustRun(opts)
-	waitText(t, lab, c.Output, "stty size") // in the list of processes
+	waitText(t, lab, c.Output, "/dev/pts/0\r\n")
 	check(t, c.Task.Resize(lab.Context(), 123, 45))
 	_, err := io.WriteString(c.Stdin, "\n")
 	check(t, err)
@@ -318,13 +321,15 @@ func testLargeOutput(t *testing.T, lab *harness.Lab) {
 	c = lab.MustRun(sleeper())
 	equal(t, "the size of an exec's output", len(lab.MustExec(c, "sh", "-c", text)), megabyte)
 
-	opts := script(text + "; echo")
+	// The kernel throws away what a terminal holds when its session ends, under
+	// any shim: this one ends when all has arrived.
+	opts := script(text + "; echo; read x")
 	opts.Terminal = true
 	c = lab.MustRun(opts)
-	equal(t, "the exit code", exitOf(t, lab, c), 0)
-	_, err = c.Task.Delete(lab.Context())
-	check(t, err)
-	equal(t, "the size of the terminal's output", len(c.Output.String()), megabyte+2)
+	lab.WaitFor("the terminal's output", func(context.Context) (bool, error) {
+		n := len(c.Output.String())
+		return n == megabyte+2, fmt.Errorf("%d bytes", n)
+	})
 }
 
 // The output of what an exec leaves running does not hold its end up.
@@ -351,7 +356,9 @@ func testLogFile(t *testing.T, lab *harness.Lab) {
 	check(t, err)
 	data, err := os.ReadFile(path)
 	check(t, err)
-	equal(t, "the log", string(data), "out\nerr\n")
+	lines := strings.Fields(string(data))
+	slices.Sort(lines) // two pipes lead to the file
+	equal(t, "the log", strings.Join(lines, " "), "err out")
 }
 
 func testLogBinary(scheme string, terminal bool) func(t *testing.T, lab *harness.Lab) {

@@ -6,11 +6,13 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"os/signal"
 	"sync"
 	"testing"
 
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/pkg/cio"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -37,6 +39,8 @@ func init() {
 // logger is a logging program: stdout at descriptor 3, stderr at 4, readiness
 // at 5.
 func logger(path string) error {
+	// The end of the input is what ends it, so that nothing is lost.
+	signal.Ignore(unix.SIGTERM)
 	f, err := os.Create(path)
 	if err != nil {
 		return err

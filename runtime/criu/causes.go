@@ -43,11 +43,11 @@ func explain(log string) explanation {
 		line = strings.TrimRight(line, "\n")
 		switch {
 		case setupLine.MatchString(line):
-			text := setupLine.FindStringSubmatch(line)[1]
-			return explanation{
-				cause: text, kind: errdefs.ErrFailedPrecondition,
-				remedy: "a container whose processes are checkpointed or restored needs a /proc of its own",
+			e := explanation{cause: setupLine.FindStringSubmatch(line)[1], kind: errdefs.ErrFailedPrecondition}
+			if strings.Contains(e.cause, "/proc") {
+				e.remedy = "a container whose processes are checkpointed or restored needs a /proc of its own"
 			}
+			return e
 		case taskLine.MatchString(line):
 			m := taskLine.FindStringSubmatch(line)
 			task, fd = fmt.Sprintf("process %s (%s)", m[1], m[2]), ""

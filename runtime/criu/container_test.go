@@ -80,6 +80,7 @@ type container struct {
 	control *os.File
 	ns      Namespaces
 	freezer *freezer
+	user    int           // on the host, of the container's root
 	read    chan struct{} // closed when PID 1 says nothing more
 
 	mu     sync.Mutex
@@ -99,6 +100,13 @@ func newContainer(t testing.TB) *container { return newContainerIn(t, newFreezer
 
 func newContainerIn(t testing.TB, f *freezer) *container {
 	t.Helper()
+	return newContainerAs(t, f, 0)
+}
+
+// newContainerAs makes the container's root the host's user root. Unless that is 0, it takes a
+// user namespace.
+func newContainerAs(t testing.TB, f *freezer, user int) *container {
+	t.Helper()
 	c := &container{t: t, freezer: f, read: make(chan struct{})}
 	c.change = sync.NewCond(&c.mu)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -115,11 +123,17 @@ func newContainerIn(t testing.TB, f *freezer) *container {
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP,
 		Setsid:     true,
 	}
-	if userns { c.cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
-		c.cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID:0,HostID:100000,Size:65536}}
-		c.cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID:0,HostID:100000,Size:65536}}
-		c.cmd.SysProcAttr.Credential = &syscall.Credential{}
-		os.Chmod(filepath.Dir(testApp), 0o755); os.Chmod(root, 0o777); os.Chmod(filepath.Dir(root), 0o755)
+	if user != 0 {
+		ids := []syscall.SysProcIDMap{{HostID: user, Size: 65536}}
+		c.cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
+		c.cmd.SysProcAttr.UidMappings, c.cmd.SysProcAttr.GidMappings = ids, ids
+		c.cmd.SysProcAttr.Credential = &syscall.Credential{NoSetGroups: true}
+		c.user = user
+		for _, dir := range []string{filepath.Dir(testApp), root, filepath.Dir(root)} {
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -370,6 +384,9 @@ func (f *freezer) make(parent string) *freezer {
 	if f.path, err = os.MkdirTemp(parent, "fastmig-criu-test-"); err != nil {
 		f.t.Fatal(err)
 	}
+	if err := os.Chmod(f.path, 0o755); err != nil {
+		f.t.Fatal(err)
+	}
 	if f.dir, err = os.Open(f.path); err != nil {
 		f.t.Fatal(err)
 	}
@@ -454,5 +471,3 @@ func newLog(t testing.TB) *os.File {
 	t.Cleanup(func() { _ = log.Close() })
 	return log
 }
-
-var userns bool

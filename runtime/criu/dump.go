@@ -54,6 +54,10 @@ type DumpOptions struct {
 	TCP          Connections
 	FileLocks    bool
 	LinkRemap    bool
+	// OwnIPC says that the container's IPC namespace is nobody else's: the System V objects
+	// in it (sysvipc(7)) are the container's, and go into the checkpoint. Those of a shared
+	// namespace are left alone; a process that maps shared memory of one cannot be dumped.
+	OwnIPC bool
 	// Timeout bounds the wait for all processes to stop; 0 is CRIU's 10 s. Whole seconds.
 	Timeout time.Duration
 	// Notify is called at each of CRIU's steps and may end the dump with an error.
@@ -75,6 +79,11 @@ func (t *Tool) Dump(ctx context.Context, o DumpOptions) (DumpResult, error) {
 	refreeze, err := keepFrozen(o.FreezeCgroup)
 	if err != nil {
 		return DumpResult{}, err
+	}
+	if o.OwnIPC {
+		if o.Place.Namespaces.IPC, err = dumpIPC(o.Place.Namespaces.IPC); err != nil {
+			return DumpResult{}, err
+		}
 	}
 	s, err := t.newSession(o.Place, o.Log)
 	if err != nil {
@@ -117,7 +126,7 @@ func (t *Tool) dumpRequest(ctx context.Context, s *session, o DumpOptions) (*rpc
 		opts.Timeout = ptr(uint32((o.Timeout + time.Second - 1) / time.Second))
 	}
 	if o.FreezeCgroup != nil {
-		fd, err := s.fd(o.FreezeCgroup)
+		fd, err := s.tell("FASTMIG_FREEZER_FD", o.FreezeCgroup)
 		if err != nil {
 			return nil, err
 		}
@@ -132,7 +141,10 @@ func (t *Tool) baseRequest(ctx context.Context, s *session, images *os.File) (*r
 	if err != nil {
 		return nil, err
 	}
-	if err := s.tell("FASTMIG_KDAT_FD", kdat); err != nil {
+	if _, err := s.tell("FASTMIG_KDAT_FD", kdat); err != nil {
+		return nil, err
+	}
+	if images, err = s.reachable(images); err != nil {
 		return nil, err
 	}
 	fd, err := s.fd(images)

@@ -89,7 +89,7 @@ func (t *Tool) askKernel(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	defer s.close()
-	if err := s.tell("FASTMIG_KDAT_NEW_FD", fresh); err != nil {
+	if _, err := s.tell("FASTMIG_KDAT_NEW_FD", fresh); err != nil {
 		return nil, err
 	}
 	req := &rpc.CriuReq{Type: ptr(rpc.CriuReqType_FEATURE_CHECK), Features: &rpc.CriuFeatures{MemTrack: ptr(true)}}

@@ -13,9 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// exitSetup is the status of a CRIU that ended before its main (preload/preload.c).
-const exitSetup = 125
-
 // process is a running child of ours.
 type process struct {
 	pid    int

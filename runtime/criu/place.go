@@ -13,6 +13,10 @@ import (
 
 // Namespaces are open descriptors of a container's namespaces (namespaces(7)). A nil one is
 // not joined, nor is one that is our own already.
+//
+// With a user namespace CRIU has the rights of its root and no more. The folder of the
+// images is shown to it with mapped ids, so that the files in it belong to our root; the
+// files of RestoreOptions.InheritFD must belong to users that the namespace maps.
 type Namespaces struct {
 	Cgroup, IPC, UTS, Net, PID, Mount, User *os.File
 }

@@ -56,7 +56,8 @@ type Shield struct {
 	// Outside is where CRIU is moved to before Service is frozen; not below Service.
 	Outside *os.File
 	// Others are the cgroups of the container's other processes, PID 1 among them. They are
-	// frozen for the whole restore; one that was frozen before stays so.
+	// frozen for the whole restore; one that was frozen before stays so. None may be above
+	// Service.
 	Others []*os.File
 }
 
@@ -93,7 +94,7 @@ func (t *Tool) Restore(ctx context.Context, o RestoreOptions) (_ RestoreResult, 
 	defer func() { err = errors.Join(err, shield.lower()) }()
 
 	mark := logEnd(o.Log)
-	var root *os.File
+	var root *restored
 	out, err := s.run(ctx, &rpc.CriuReq{Type: ptr(rpc.CriuReqType_RESTORE), Opts: opts},
 		func(script string, pid int) error {
 			err := o.step(s.process.pid, shield, &root, script, pid)
@@ -113,21 +114,42 @@ func (t *Tool) Restore(ctx context.Context, o RestoreOptions) (_ RestoreResult, 
 			// Its end is seen by run; what cannot be killed is not there to be told.
 			_ = killTree(p.pid, shield.thawService)
 		})
+	if err == nil && out.ok() && root == nil {
+		out.err = fmt.Errorf("CRIU did not tell which process it restored: %w", errdefs.ErrInternal)
+	}
 	if err == nil && !out.ok() {
 		err = newError(ctx, "restore the container's processes", out, o.Log, mark)
 	}
 	if err != nil {
-		if root != nil {
-			_ = killPidfd(root)
-			_ = root.Close()
-		}
-		return RestoreResult{}, errors.Join(err, shield.clear())
+		return RestoreResult{}, errors.Join(err, killRestored(root, shield), shield.clear())
 	}
-	return RestoreResult{Pid: int(out.resp.GetRestore().GetPid()), Process: root, Took: time.Since(begun)}, nil
+	return RestoreResult{Pid: int(out.resp.GetRestore().GetPid()), Process: root.process, Took: time.Since(begun)}, nil
+}
+
+// killRestored ends the processes that run although CRIU failed in the end.
+func killRestored(root *restored, shield *shield) error {
+	if root == nil {
+		return nil
+	}
+	defer func() { _ = root.process.Close() }()
+	fd, err := rawFd(root.process)
+	if err != nil {
+		return err
+	}
+	if errors.Is(unix.PidfdSendSignal(fd, 0, nil, 0), unix.ESRCH) {
+		return nil
+	}
+	return killTree(root.pid, shield.thawService)
+}
+
+// restored is the root of the restored tree.
+type restored struct {
+	pid     int // in our own pid namespace
+	process *os.File
 }
 
 // step is what is done while CRIU waits.
-func (o RestoreOptions) step(criu int, shield *shield, root **os.File, script string, pid int) (err error) {
+func (o RestoreOptions) step(criu int, shield *shield, root **restored, script string, pid int) (err error) {
 	switch script {
 	case "pre-restore":
 		shield.warm(criu)
@@ -171,7 +193,7 @@ func (t *Tool) restoreRequest(ctx context.Context, s *session, o RestoreOptions)
 
 // childByPid opens the child that has the number pid in its own pid namespace. CRIU waits for
 // an answer meanwhile, so no child of it is reaped and no number reused.
-func childByPid(parent, pid int) (*os.File, error) {
+func childByPid(parent, pid int) (*restored, error) {
 	for _, child := range childrenOf(parent) {
 		if !slices.Contains(namespacePids(child), pid) {
 			continue
@@ -180,7 +202,7 @@ func childByPid(parent, pid int) (*os.File, error) {
 		if err != nil {
 			return nil, fmt.Errorf("open the restored process %d: %w", pid, err)
 		}
-		return os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(child)), nil
+		return &restored{child, os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(child))}, nil
 	}
 	return nil, fmt.Errorf("the restored process %d is not a child of CRIU: %w", pid, errdefs.ErrInternal)
 }

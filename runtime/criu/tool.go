@@ -95,6 +95,7 @@ type session struct {
 	theirs *os.File
 	fds    fdTable
 	env    []string
+	mapped *os.File // the images' folder with mapped ids, or nil
 	// process is set before the conversation begins.
 	process *process
 }
@@ -131,6 +132,9 @@ func (s *session) close() {
 	if s.null != nil {
 		_ = s.null.Close()
 	}
+	if s.mapped != nil {
+		_ = s.mapped.Close()
+	}
 	if s.theirs != nil {
 		_ = s.theirs.Close()
 	}
@@ -143,13 +147,43 @@ func (s *session) close() {
 func (s *session) fd(f *os.File) (int, error) { return s.fds.add(f) }
 
 // tell passes a file on to the code of preload/preload.c under a name in the environment.
-func (s *session) tell(name string, f *os.File) error {
+func (s *session) tell(name string, f *os.File) (int, error) {
 	fd, err := s.fds.add(f)
 	if err != nil {
-		return err
+		return -1, err
 	}
 	s.env = append(s.env, fmt.Sprintf("%s=%d", name, fd))
-	return nil
+	return fd, nil
+}
+
+// reachable gives the images' folder as root of the container's user namespace must see it:
+// in a mount whose ids are mapped (mount_setattr(2)), so that what root owns on the disk is
+// its own.
+func (s *session) reachable(images *os.File) (*os.File, error) {
+	user := s.place.Namespaces.User
+	ours, err := isOurs(user, "user")
+	if err != nil || ours {
+		return images, err
+	}
+	dir, err := rawFd(images)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := rawFd(user)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := unix.OpenTree(dir, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("clone the mount of the checkpoint's folder: %w", err)
+	}
+	s.mapped = os.NewFile(uintptr(tree), images.Name())
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns)}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return nil, fmt.Errorf("map the ids of the checkpoint's folder for the container's user namespace: %w: "+
+			"put it on a file system that can do it (ext4, xfs, btrfs, tmpfs since Linux 6.3): %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return s.mapped, nil
 }
 
 func selfFd(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
@@ -175,7 +209,7 @@ func (s *session) start() (*process, error) {
 		if ours {
 			continue
 		}
-		if err := s.tell(ns.told, ns.file); err != nil {
+		if _, err := s.tell(ns.told, ns.file); err != nil {
 			return nil, err
 		}
 	}

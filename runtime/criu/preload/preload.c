@@ -11,10 +11,14 @@
 //    trace left behind where it is one, and a way in for a forged cache.
 // 3. It lets a dump be given up without harm to the processes: SIGTERM makes the next step
 //    fail, and CRIU cleans up as after any failure.
-// 4. It answers for socket options that Linux 6.16 and newer refuse and CRIU before 4.2 asks
+// 4. It joins the container's user namespace, if that is another one, and makes up there for
+//    what root of a user namespace cannot do.
+// 5. It answers for socket options that Linux 6.16 and newer refuse and CRIU before 4.2 asks
 //    for.
-// 5. It lets a root without CAP_SYS_RESOURCE, as that of many containers and virtual machines
+// 6. It lets a root without CAP_SYS_RESOURCE, as that of many containers and virtual machines
 //    is, read the resource limits of processes with another user id: procfs has them too.
+// 7. It keeps the restored processes in the container's IPC namespace when the checkpoint has
+//    System V objects. CRIU would make them again in a new one.
 //
 // On the host, where the toolkit's wrapper starts CRIU, only 4 and 5 act.
 //
@@ -25,7 +29,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
+#include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -51,6 +55,9 @@
 static int launched;      // by launch.go, and not by a user's shell on the host
 static int kdat_in = -1;  // memfd with the cache to read, or -1
 static int kdat_out = -1; // memfd that takes a new cache, or -1
+static int freezer = -1;  // the state file of the container's freezer cgroup, or -1
+static char freezer_path[64];
+static int same_ipc;      // the restored processes stay in CRIU's IPC namespace
 static volatile sig_atomic_t cancelled;
 
 static int env_fd(const char *name)
@@ -90,6 +97,19 @@ static void check_proc(void)
 		fail("the container's /proc belongs to another pid namespace");
 }
 
+// Root of a user namespace may read the container's cgroup, but not write there.
+static void open_freezer(int folder)
+{
+	static const char *const names[] = { "freezer.state", "cgroup.freeze" };
+
+	for (int i = 0; i < 2 && freezer < 0; i++) {
+		snprintf(freezer_path, sizeof(freezer_path), "/proc/self/fd/%d/%s", folder, names[i]);
+		freezer = syscall(SYS_openat, folder, names[i], O_RDWR | O_CLOEXEC, 0);
+	}
+	if (freezer < 0)
+		fail("open the container's freezer cgroup");
+}
+
 static void on_cancel(int signo)
 {
 	(void)signo;
@@ -100,6 +120,7 @@ static void enter(void)
 {
 	int mnt = env_fd("FASTMIG_MNT_FD");
 	int user = env_fd("FASTMIG_USER_FD");
+	int folder = env_fd("FASTMIG_FREEZER_FD");
 	int first = env_fd("FASTMIG_CLOSE_FROM");
 	struct sigaction sa = { .sa_handler = on_cancel };
 
@@ -117,22 +138,30 @@ static void enter(void)
 			fail("enter the container's root");
 		check_proc();
 	}
+	if (folder >= 0)
+		open_freezer(folder);
 	// Last, since it takes away the rights to do the rest.
 	if (user >= 0) {
 		if (setns(user, CLONE_NEWUSER) < 0)
 			fail("join the container's user namespace");
 		close(user);
-		if (setgroups(0, NULL) < 0 || setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
+		if (setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
 			fail("become root of the container's user namespace");
+		// The change of ids took it; CRIU traces children of its own.
+		if (prctl(PR_SET_DUMPABLE, 1) < 0)
+			fail("stay traceable");
 	}
+	same_ipc = getenv("FASTMIG_SAME_IPC") != NULL;
 	// Without SA_RESTART, so that a wait of CRIU ends as well.
 	if (getenv("FASTMIG_SOFT_CANCEL") && sigaction(SIGTERM, &sa, NULL) < 0)
 		fail("set the signal that cancels");
 	unsetenv("FASTMIG_MNT_FD");
 	unsetenv("FASTMIG_USER_FD");
+	unsetenv("FASTMIG_FREEZER_FD");
 	unsetenv("FASTMIG_CLOSE_FROM");
 	unsetenv("FASTMIG_KDAT_FD");
 	unsetenv("FASTMIG_KDAT_NEW_FD");
+	unsetenv("FASTMIG_SAME_IPC");
 	unsetenv("FASTMIG_SOFT_CANCEL");
 }
 
@@ -174,6 +203,8 @@ int open64(const char *path, int flags, ...)
 		return reopen(kdat_in, O_RDONLY);
 	if (launched && !strcmp(path, KDAT_NEW))
 		return reopen(kdat_out, O_WRONLY | O_TRUNC);
+	if (freezer >= 0 && !strcmp(path, freezer_path))
+		return fcntl(freezer, F_DUPFD_CLOEXEC, 0);
 	if (flags & (O_CREAT | __O_TMPFILE)) {
 		va_start(args, flags);
 		mode = va_arg(args, mode_t);
@@ -228,6 +259,17 @@ int getsockopt(int sock, int level, int name, void *value, socklen_t *len)
 		memset(value, 0, sizeof(int));
 		return 0;
 	}
+	return ret;
+}
+
+// Root of a user namespace may not pass the system's limit of a socket's buffer. CRIU wants it
+// for its own sockets, and for the application's as they were: up to the limit is what can be had.
+int setsockopt(int sock, int level, int name, const void *value, socklen_t len)
+{
+	int ret = syscall(SYS_setsockopt, sock, level, name, value, len);
+
+	if (ret < 0 && errno == EPERM && level == SOL_SOCKET && (name == SO_SNDBUFFORCE || name == SO_RCVBUFFORCE))
+		ret = syscall(SYS_setsockopt, sock, level, name == SO_SNDBUFFORCE ? SO_SNDBUF : SO_RCVBUF, value, len);
 	return ret;
 }
 
@@ -302,7 +344,8 @@ static int limit_from_proc(int pid, unsigned int resource, struct rlimit64 *limi
 	return 0;
 }
 
-// CRIU asks for limits through syscall(2), with the pid that its own /proc knows.
+// CRIU makes the root of the tree, and asks for limits, with the pid that its own /proc knows,
+// through syscall(2).
 long syscall(long number, ...)
 {
 	static long (*next)(long, ...);
@@ -315,6 +358,9 @@ long syscall(long number, ...)
 	for (int i = 0; i < 6; i++)
 		a[i] = va_arg(args, long);
 	va_end(args);
+	// The root then fills the namespace that it is in instead of a new one.
+	if (same_ipc && number == SYS_clone3)
+		((struct clone_args *)a[0])->flags &= ~(__u64)CLONE_NEWIPC;
 	ret = next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 	if (ret < 0 && errno == EPERM && number == SYS_prlimit64 && !a[2] && a[3]) {
 		if (!limit_from_proc((int)a[0], (unsigned int)a[1], (struct rlimit64 *)a[3]))

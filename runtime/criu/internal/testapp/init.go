@@ -168,12 +168,8 @@ func enterRoot(root string) error {
 			return unix.Mount("devpts", filepath.Join(root, "dev/pts"), "devpts", 0, "newinstance,ptmxmode=0666,mode=620")
 		}},
 		{"make /dev/ptmx", func() error { return os.Symlink("pts/ptmx", filepath.Join(root, "dev/ptmx")) }},
-		{"make /dev/null", func() error {
-			os.WriteFile(filepath.Join(root, "dev/null"), nil, 0o666); return unix.Mount("/dev/null", filepath.Join(root, "dev/null"), "", unix.MS_BIND, "")
-		}},
-		{"make /dev/tty", func() error {
-			os.WriteFile(filepath.Join(root, "dev/tty"), nil, 0o666); return unix.Mount("/dev/tty", filepath.Join(root, "dev/tty"), "", unix.MS_BIND, "")
-		}},
+		{"make /dev/null", func() error { return device(root, "null") }},
+		{"make /dev/tty", func() error { return device(root, "tty") }},
 		{"enter the root", func() error { return os.Chdir(root) }},
 		{"change the root", func() error { return unix.PivotRoot(".", ".") }},
 		{"leave the host's root", func() error { return unix.Unmount(".", unix.MNT_DETACH) }},
@@ -184,4 +180,14 @@ func enterRoot(root string) error {
 		}
 	}
 	return nil
+}
+
+// device makes a device node of the host's in the new root: a mount, as a user namespace has
+// no right to make nodes.
+func device(root, name string) error {
+	path := filepath.Join(root, "dev", name)
+	if err := os.WriteFile(path, nil, 0o666); err != nil {
+		return err
+	}
+	return unix.Mount("/dev/"+name, path, "", unix.MS_BIND, "")
 }
