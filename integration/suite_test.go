@@ -240,10 +240,14 @@ func bundleDir(lab *harness.Lab, id string) string {
 	return filepath.Join(lab.Dir, "state", "io.containerd.runtime.v2.task", lab.Namespace, id)
 }
 
-// diffLines compares two texts line by line; it is empty if they are equal.
-// The order matters.
+// diffLines compares two texts line by line, in order; it is empty if they are
+// equal.
 func diffLines(got, want []string) string {
+	if slices.Equal(got, want) {
+		return ""
+	}
 	var b strings.Builder
+	short := len(got) < 40
 	// The longest common subsequence; the texts are short.
 	n, m := len(got), len(want)
 	table := make([][]int, n+1)
@@ -262,6 +266,9 @@ func diffLines(got, want []string) string {
 	for i, j := 0, 0; i < n || j < m; {
 		switch {
 		case i < n && j < m && got[i] == want[j]:
+			if short {
+				fmt.Fprintf(&b, "    %s\n", got[i])
+			}
 			i, j = i+1, j+1
 		case j == m || i < n && table[i+1][j] >= table[i][j+1]:
 			fmt.Fprintf(&b, "  + %s\n", got[i])

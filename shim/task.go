@@ -202,7 +202,6 @@ func (t *task) build(ctx context.Context, spec *specs.Spec, restore *fastfreeze.
 			Terminal:      t.init.addr.Terminal,
 			KeepTCP:       t.settings.TCP == TCPKeep,
 			OwnPids:       c.OwnPidNamespace(),
-			UserNamespace: c.UserNamespace(),
 			Checkpoint:    restore,
 			CriuWorkPath:  t.opts.CriuWorkPath,
 			CgroupFolders: c.CgroupPaths,

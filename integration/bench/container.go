@@ -177,6 +177,11 @@ func (b *bench) clear(dir string) error {
 	return b.node.InMachine(func() error { return os.RemoveAll(dir) })
 }
 
+// copy copies a folder of the scratch tmpfs.
+func (b *bench) copy(to, from string) error {
+	return b.node.InMachine(func() error { return os.CopyFS(to, os.DirFS(from)) })
+}
+
 // removeByID removes a container that ctr made.
 func (b *bench) removeByID(ctx context.Context, id string) error {
 	c, err := b.node.Load(ctx, id)

@@ -22,7 +22,7 @@ import (
 	"github.com/fastmig/fastmig/integration/internal/checkout"
 )
 
-const usage = `Bench measures FastMig's shim beside the stock runc shim.
+const help = `Bench measures FastMig's shim beside the stock runc shim.
 
   go run ./bench [flags]        in integration/, or: make bench
 
@@ -90,7 +90,7 @@ func parse(args []string, w io.Writer) (config, error) {
 	fs.DurationVar(&cfg.idle, "idle", time.Minute, "how long the section idle watches (-quick: 5s)")
 	fs.StringVar(&cfg.out, "out", "", "`folder` of the results (default "+results+")")
 	fs.Usage = func() {
-		fmt.Fprint(w, usage)
+		fmt.Fprint(w, help)
 		fs.PrintDefaults()
 	}
 	if err := fs.Parse(args); err != nil {

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/typeurl/v2"
 
 	"github.com/fastmig/fastmig/integration/harness"
@@ -229,12 +229,18 @@ func (b *bench) roundTrip(ctx context.Context, title string, p program, rows sha
 		return err
 	}
 	err = b.alternate(ctx, title+", restore", rounds, func(ctx context.Context, r harness.Runtime) (_ values, err error) {
+		// CRIU writes statistics into the folder that it restores from. Each
+		// round has a copy of its own, as each user of a checkpoint would.
+		dir := dirs[r] + "-copy"
+		if err := b.copy(dir, dirs[r]); err != nil {
+			return nil, err
+		}
 		c, err := b.newContainer(ctx, r, p)
 		if err != nil {
 			return nil, err
 		}
-		defer func() { err = errors.Join(err, c.remove(ctx)) }()
-		return c.restore(ctx, dirs[r], rows)
+		defer func() { err = errors.Join(err, c.remove(ctx), b.clear(dir)) }()
+		return c.restore(ctx, dir, rows)
 	})
 	if err != nil {
 		return err
@@ -246,7 +252,7 @@ func (b *bench) roundTrip(ctx context.Context, title string, p program, rows sha
 // around it, and returns the milliseconds of the call. The task is paused
 // before and runs on afterwards.
 func (c *container) checkpoint(ctx context.Context, dir string) (took float64, err error) {
-	options, err := typeurl.MarshalAnyToProto(&harness.CheckpointOptions{ImagePath: dir})
+	opts, err := typeurl.MarshalAnyToProto(&options.CheckpointOptions{ImagePath: dir})
 	if err != nil {
 		return 0, err
 	}
@@ -255,7 +261,7 @@ func (c *container) checkpoint(ctx context.Context, dir string) (took float64, e
 	}
 	defer func() { err = errors.Join(err, c.task.Resume(context.WithoutCancel(ctx))) }()
 	begin := time.Now()
-	if _, err := c.b.node.Client().TaskService().Checkpoint(ctx, &tasks.CheckpointTaskRequest{ContainerID: c.ID(), Options: options}); err != nil {
+	if _, err := c.b.node.Client().TaskService().Checkpoint(ctx, &tasks.CheckpointTaskRequest{ContainerID: c.ID(), Options: opts}); err != nil {
 		return 0, fmt.Errorf("checkpoint %s: %w", c.ID(), err)
 	}
 	return time.Since(begin).Seconds() * 1000, nil
@@ -283,6 +289,3 @@ func (c *container) restore(ctx context.Context, dir string, rows shareRows) (va
 	}
 	return v, c.lives(ctx)
 }
-
-// trimmed is a row's name without its indentation.
-func trimmed(name string) string { return strings.TrimSpace(name) }

@@ -236,13 +236,6 @@ func (c *Container) OwnPidNamespace() bool {
 	return cfg.Namespaces.IsPrivate(configs.NEWPID)
 }
 
-// UserNamespace says whether the container's processes are in another user
-// namespace than this one.
-func (c *Container) UserNamespace() bool {
-	cfg := c.lc.Config()
-	return cfg.Namespaces.Contains(configs.NEWUSER)
-}
-
 // Pause freezes every process of the container; it returns when they are
 // frozen.
 func (c *Container) Pause() error {

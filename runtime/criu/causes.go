@@ -125,6 +125,7 @@ func because(kind error, line, what, remedy string) cause {
 const (
 	closeIt = "close it before the checkpoint"
 	samePid = "restore into a container in which no other process has the application's numbers"
+	noSysV  = "restore into a container whose IPC namespace has no such objects (ipcs lists them)"
 	sameFS  = "restore with the file system that belongs to the checkpoint: the same image, and the container's changes to it"
 )
 
@@ -157,6 +158,8 @@ var causes = []cause{
 	cannot(`Zombies? (?:root task|with|thread)`, "WHO has ended", "start it again"),
 	cannot(`fuse|FUSE`, "WHO uses a file system in user space (FUSE): $0", closeIt),
 	cannot(`[Ss]eccomp: .*`, "WHO has a seccomp filter that CRIU cannot read: $0", "run the container with a seccomp profile without user notification"),
+	because(errdefs.ErrFailedPrecondition, `Task (\d+) with SysVIPC shmem map`, "process $1 uses System V shared memory, and the container shares its IPC namespace with others",
+		"give the container an IPC namespace of its own"),
 	because(errdefs.ErrNotFound, `^Unable to detach from (\d+): No such process`, "there is no process $1 in the container", ""),
 
 	// Both.
@@ -171,6 +174,8 @@ var causes = []cause{
 	because(errdefs.ErrFailedPrecondition, `Can't fork for (\d+): File exists`, "the process number $1 is taken in the container", samePid),
 	because(errdefs.ErrResourceExhausted, `Can't fork for (\d+): Resource temporarily unavailable`, "the container's limit of processes is too low for the checkpoint (at process $1)", "raise the pids limit"),
 	because(errdefs.ErrResourceExhausted, `Can't fork for (\d+): Cannot allocate memory`, "the container's memory limit is too low for the checkpoint (at process $1)", "raise the memory limit"),
+	because(errdefs.ErrFailedPrecondition, `Failed to restore (shm|sem|msg) id \((-?\d+) instead of (\d+)\)`, "the identifier $3 of a System V object ($1) is taken in the container", noSysV),
+	because(errdefs.ErrFailedPrecondition, `Failed to create (shm|sem|msg) set: File exists`, "the key of a System V object ($1) is taken in the container", noSysV),
 	because(errdefs.ErrFailedPrecondition, `File (\S+) has bad size (\d+) \(expect (\d+)\)`, "WHO has the file /$1 open, which had $3 bytes at the checkpoint and has $2 now", sameFS),
 	because(errdefs.ErrFailedPrecondition, `File (\S+) has bad build-ID`, "WHO runs code out of the file /$1, which is another build now", sameFS),
 	because(errdefs.ErrFailedPrecondition, `File (\S+) has bad mode (\d+) \(expect (\d+)\)`, "WHO has the file /$1 open, which had mode $3 at the checkpoint and has $2 now", sameFS),

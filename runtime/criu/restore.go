@@ -37,6 +37,10 @@ type RestoreOptions struct {
 	TCP       Connections
 	FileLocks bool
 	LinkRemap bool
+	// OwnIPC says that the container's IPC namespace is nobody else's. A checkpoint with
+	// System V objects is restored only then: they are made in that namespace, with their
+	// identifiers and keys, and its limits (sysvipc(7)) become those of the dump.
+	OwnIPC bool
 	// Shield keeps the container's processes off CRIU. The zero value does nothing.
 	Shield Shield
 	// Notify is called at each of CRIU's steps ("pre-restore", "post-restore",
@@ -87,6 +91,10 @@ func (t *Tool) Restore(ctx context.Context, o RestoreOptions) (_ RestoreResult, 
 	if err != nil {
 		return RestoreResult{}, err
 	}
+	ipc, err := s.restoreIPC(o)
+	if err != nil {
+		return RestoreResult{}, err
+	}
 	shield, err := raise(ctx, o.Shield)
 	if err != nil {
 		return RestoreResult{}, err
@@ -98,6 +106,9 @@ func (t *Tool) Restore(ctx context.Context, o RestoreOptions) (_ RestoreResult, 
 	out, err := s.run(ctx, &rpc.CriuReq{Type: ptr(rpc.CriuReqType_RESTORE), Opts: opts},
 		func(script string, pid int) error {
 			err := o.step(s.process.pid, shield, &root, script, pid)
+			if script == "post-restore" && err == nil {
+				err = ipc.check(root.pid)
+			}
 			if script != "pre-resume" {
 				return err
 			}
@@ -121,7 +132,7 @@ func (t *Tool) Restore(ctx context.Context, o RestoreOptions) (_ RestoreResult, 
 		err = newError(ctx, "restore the container's processes", out, o.Log, mark)
 	}
 	if err != nil {
-		return RestoreResult{}, errors.Join(err, killRestored(root, shield), shield.clear())
+		return RestoreResult{}, errors.Join(err, killRestored(root, shield), shield.clear(), ipc.undo())
 	}
 	return RestoreResult{Pid: int(out.resp.GetRestore().GetPid()), Process: root.process, Took: time.Since(begun)}, nil
 }

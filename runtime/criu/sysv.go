@@ -91,21 +91,23 @@ func carriesIPC(images *os.File) (bool, error) {
 	return slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, "ipcns-") }), nil
 }
 
-// check makes sure that a restored process, which does not run yet, is in the container's
-// namespace.
-func (r *ipcRestore) check(pidfd *os.File) error {
+// check makes sure that the restored process pid, which does not run yet, is in the
+// container's namespace.
+func (r *ipcRestore) check(pid int) error {
 	if r == nil {
 		return nil
 	}
-	fd, err := rawFd(pidfd)
+	want, err := r.ns.Stat()
 	if err != nil {
-		return err
+		return fmt.Errorf("look at the container's IPC namespace: %w", err)
 	}
-	ns, err := unix.IoctlRetInt(fd, unix.PIDFD_GET_IPC_NAMESPACE)
+	got, err := os.Stat(fmt.Sprintf("/proc/%d/ns/ipc", pid))
 	if err != nil {
 		return fmt.Errorf("look at the restored process's IPC namespace: %w", err)
 	}
-	_ = ns
+	if !os.SameFile(got, want) {
+		return fmt.Errorf("the restored process is not in the container's IPC namespace: %w", errdefs.ErrInternal)
+	}
 	return nil
 }
 

@@ -87,11 +87,12 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 	if pid == 0 {
 		return fmt.Errorf("no application runs in the container: %w", errdefs.ErrFailedPrecondition)
 	}
-	if e.cfg.UserNamespace {
-		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, errUserNamespace)
-	}
 	if !e.cfg.OwnPids {
 		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, errSharedPids)
+	}
+	own, err := ownIPC(e.cfg.Bundle)
+	if err != nil {
+		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
 	}
 	tool, err := e.criu()
 	if err != nil {
@@ -132,6 +133,7 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 		Log:          logFile.File,
 		External:     e.external(),
 		FreezeCgroup: freezer,
+		OwnIPC:       own,
 		TCP:          connections(keep),
 		ExternalUnix: req.ExternalUnix,
 		FileLocks:    true,

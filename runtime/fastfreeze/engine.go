@@ -50,8 +50,6 @@ type Config struct {
 	KeepTCP bool
 	// OwnPids says that the container has a pid namespace of its own.
 	OwnPids bool
-	// UserNamespace says that the container is in a user namespace.
-	UserNamespace bool
 	// Checkpoint is what the application starts from; nil: from scratch. The
 	// engine takes it over.
 	Checkpoint *Checkpoint
@@ -78,10 +76,6 @@ type Engine struct {
 	app    int // the application's pid in the container; 0: none yet
 	closed bool
 }
-
-// errUserNamespace: CRIU runs in the host's user namespace. What it restores
-// would be there too, with the rights that the processes had in theirs.
-var errUserNamespace = fmt.Errorf("the container has a user namespace of its own, whose processes can be run but neither checkpointed nor restored: create it without uid and gid mappings: %w", errdefs.ErrFailedPrecondition)
 
 // errSharedPids: the application's pids may be taken there, and CRIU would be in
 // the reach of processes that are not this container's to freeze.
@@ -113,9 +107,6 @@ func New(cfg Config) (_ *Engine, err error) {
 			e.Close()
 		}
 	}()
-	if cfg.Checkpoint != nil && cfg.UserNamespace {
-		return nil, fmt.Errorf("restore %s: %w", cfg.ID, errUserNamespace)
-	}
 	if cfg.Checkpoint != nil && !cfg.OwnPids {
 		return nil, fmt.Errorf("restore %s: %w", cfg.ID, errSharedPids)
 	}

@@ -83,6 +83,10 @@ func (e *Engine) checkDestination() error {
 // When 2 fails CRIU leaves nothing; the container stays without an application.
 func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 	m := e.cfg.Checkpoint.Manifest
+	own, err := ownIPC(e.cfg.Bundle)
+	if err != nil {
+		return 0, fmt.Errorf("restore %s: %w", e.cfg.ID, err)
+	}
 	tool, err := e.criu()
 	if err != nil {
 		return 0, err
@@ -116,6 +120,7 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 		Images:    e.cfg.Checkpoint.File(),
 		Log:       logFile.File,
 		InheritFD: files,
+		OwnIPC:    own,
 		TCP:       connections(e.cfg.KeepTCP && m.TCP == image.TCPKeep),
 		FileLocks: true,
 		Shield:    shield,

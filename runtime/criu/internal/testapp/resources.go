@@ -20,29 +20,34 @@ import (
 
 // resources are the commands that hold something CRIU must carry over, or cannot.
 var resources = map[string]func(a *app, args []string) (string, error){
-	"clock":   clock,
-	"connect": connect,
-	"fanout":  fanout,
-	"grow":    grow,
-	"link":    link,
-	"nested":  nested,
-	"traced":  traced,
-	"unmount": unmount,
-	"watch":   watch,
-	"zombie":  zombie,
-	"file":    file,
-	"listen":  listen,
-	"lock":    lock,
-	"maps":    maps,
-	"memory":  memory,
-	"read":    read,
-	"reach":   reach,
-	"remove":  remove,
-	"socket":  socket,
-	"talk":    talk,
-	"tty":     tty,
-	"anon":    anonymous,
-	"write":   write,
+	"clock":      clock,
+	"connect":    connect,
+	"fanout":     fanout,
+	"grow":       grow,
+	"link":       link,
+	"nested":     nested,
+	"traced":     traced,
+	"unmount":    unmount,
+	"watch":      watch,
+	"zombie":     zombie,
+	"file":       file,
+	"listen":     listen,
+	"lock":       lock,
+	"maps":       maps,
+	"memory":     memory,
+	"queue":      queue,
+	"read":       read,
+	"reach":      reach,
+	"remove":     remove,
+	"show":       show,
+	"socket":     socket,
+	"sysv":       sysv,
+	"sysvread":   sysvRead,
+	"sysvremove": sysvRemove,
+	"talk":       talk,
+	"tty":        tty,
+	"anon":       anonymous,
+	"write":      write,
 }
 
 // patience bounds what waits for somebody else.
@@ -118,6 +123,12 @@ func read(a *app, _ []string) (string, error) {
 // write NAME TEXT: a file, closed again.
 func write(_ *app, args []string) (string, error) {
 	return "", os.WriteFile(args[0], []byte(args[1]), 0o600)
+}
+
+// show NAME: what a file holds.
+func show(_ *app, args []string) (string, error) {
+	b, err := os.ReadFile(args[0])
+	return strings.TrimSpace(string(b)), err
 }
 
 // unmount PATH: takes a mount away, even if it is in use.
