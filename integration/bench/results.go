@@ -11,8 +11,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/fastmig/fastmig/integration/harness"
 )
@@ -97,7 +97,8 @@ func (r *results) finish() {
 				}
 				row.series(of).summarize()
 			}
-			if row.of == nil && row.Stock.Median > 0 {
+			// Below one of the unit it says nothing.
+			if row.of == nil && row.Stock.Median >= 1 {
 				row.Ratio = math.Round(row.FastMig.Median/row.Stock.Median*1000) / 1000
 			}
 		}
@@ -150,19 +151,42 @@ func (r *row) cells() []string {
 
 var header = []string{"", "unit", "FastMig", "p90", "stock", "p90", "ratio", "goal"}
 
+// The columns that are numbers.
+const firstNumber, lastNumber = 2, 7
+
 // table writes the results for a terminal.
 func (r *results) table(w io.Writer) {
-	fmt.Fprintf(w, "\n%s\n", r.Machine.text(r.Rounds))
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, strings.Join(header, "\t"))
+	lines := [][]string{header}
 	for _, s := range r.Sections {
-		fmt.Fprintln(t, "\t\t\t\t\t\t\t")
-		fmt.Fprintf(t, "%s\n", s.Title)
 		for _, row := range s.Rows {
-			fmt.Fprintln(t, "  "+strings.Join(row.cells(), "\t"))
+			lines = append(lines, row.cells())
 		}
 	}
-	t.Flush()
+	widths := make([]int, len(header))
+	for _, cells := range lines {
+		for i, cell := range cells {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	print := func(cells []string) {
+		var b strings.Builder
+		for i, cell := range cells {
+			space := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
+			if i >= firstNumber && i < lastNumber {
+				cell, space = space+cell, ""
+			}
+			b.WriteString("  " + cell + space)
+		}
+		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
+	}
+	fmt.Fprintf(w, "\n%s\n", r.Machine.text(r.Rounds))
+	print(header)
+	for _, s := range r.Sections {
+		fmt.Fprintf(w, "\n%s\n", s.Title)
+		for _, row := range s.Rows {
+			print(row.cells())
+		}
+	}
 }
 
 // markdown writes the results as a page.

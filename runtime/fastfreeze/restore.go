@@ -64,8 +64,15 @@ func OpenCheckpoint(ctx context.Context, dir string) (_ *Checkpoint, err error) 
 }
 
 // checkDestination refuses a container whose files are not those that the
-// application had open.
+// application had open, or that gives fewer rights than the application had.
 func (e *Engine) checkDestination() error {
+	allowed, err := e.rights()
+	if err != nil {
+		return err
+	}
+	if err := e.cfg.Checkpoint.CheckRights(allowed); err != nil {
+		return err
+	}
 	root, err := os.Open(fmt.Sprintf("/proc/%d/root", e.pid))
 	if err != nil {
 		return fmt.Errorf("open the container's root: %w", err)
