@@ -29,15 +29,19 @@ func TestEvents(t *testing.T) {
 	for _, s := range scenarios {
 		tests = append(tests, labTest{s.name, func(t *testing.T, lab *harness.Lab) {
 			got := s.events(t, lab, s.opts)
-			want := s.events(t, lab, asStock(t, lab, s.opts))
-			t.Logf("%d events", len(got))
-			if diff := diffLines(got, want); diff != "" {
-				t.Errorf("the events differ from the stock shim's (+ ours, - stock):\n%s", diff)
-			}
 			for _, topic := range s.topics {
 				if !slices.ContainsFunc(got, func(line string) bool { return strings.HasPrefix(line, topic+" ") }) {
 					t.Errorf("no event %s in:\n%s", topic, strings.Join(got, "\n"))
 				}
+			}
+			if s.race {
+				return
+			}
+			// A stock shim that ends with its container may lose the last
+			// events, so it gets another container to live for.
+			want := s.events(t, lab, grouped(t, lab, asStock(t, lab, s.opts)))
+			if diff := diffLines(got, want); diff != "" {
+				t.Errorf("the events differ from the stock shim's (+ ours, - stock):\n%s", diff)
 			}
 		}})
 	}
@@ -53,6 +57,9 @@ type scenario struct {
 	topics []string
 	// unordered are topics whose place among the others is left to chance.
 	unordered []string
+	// race says that the stock shim deletes before it has noticed the exit,
+	// and publishes what it happens to know; there is nothing to compare with.
+	race bool
 }
 
 var scenarios = []scenario{
@@ -94,9 +101,11 @@ var scenarios = []scenario{
 		},
 	},
 	{
-		name: "never started",
-		opts: sleeper(),
-		run:  func(*testing.T, *harness.Lab, *harness.Container) {},
+		name:   "never started",
+		opts:   sleeper(),
+		run:    func(*testing.T, *harness.Lab, *harness.Container) {},
+		topics: []string{"/tasks/create", "/tasks/exit", "/tasks/delete"},
+		race:   true,
 	},
 	{
 		name: "an exec that is never started",
@@ -149,7 +158,12 @@ func (s scenario) events(t *testing.T, lab *harness.Lab, opts harness.RunOptions
 	if t.Failed() {
 		t.FailNow()
 	}
-	for _, topic := range s.unordered {
+	before := s.unordered
+	if !s.race {
+		// The stock shim lets a Delete overtake the exit.
+		before = append(slices.Clone(before), "/tasks/exit")
+	}
+	for _, topic := range before {
 		r.waitFor(lab, c.ID(), topic)
 	}
 	_, err := lab.Client().TaskService().Delete(lab.Context(), &tasks.DeleteTaskRequest{ContainerID: c.ID()})
@@ -168,6 +182,20 @@ func (s scenario) events(t *testing.T, lab *harness.Lab, opts harness.RunOptions
 	// How often the kernel tells of an OOM is its affair.
 	slices.Sort(rest)
 	return append(ordered, slices.Compact(rest)...)
+}
+
+// groupLabel puts containers into one shim.
+const groupLabel = "io.containerd.runc.v2.group"
+
+// grouped puts the container into a shim that another one keeps alive.
+func grouped(t *testing.T, lab *harness.Lab, opts harness.RunOptions) harness.RunOptions {
+	t.Helper()
+	keeper := sleeper()
+	keeper.Runtime, keeper.Task = opts.Runtime, opts.Task
+	keeper.Annotations = map[string]string{groupLabel: harness.NewID("group")}
+	lab.MustRun(keeper)
+	opts.Annotations = keeper.Annotations
+	return opts
 }
 
 // recorder keeps the node's events.
@@ -233,7 +261,10 @@ func (r *recorder) of(id string) []*events.Envelope {
 func (r *recorder) waitFor(lab *harness.Lab, id, topic string) {
 	lab.WaitFor("the event "+topic, func(context.Context) (bool, error) {
 		for _, e := range r.of(id) {
-			if e.Topic == topic {
+			v, err := typeurl.UnmarshalAny(e.Event)
+			// Execs exit too, under their own id.
+			exit, ok := v.(*eventstypes.TaskExit)
+			if err == nil && e.Topic == topic && (!ok || exit.ID == id) {
 				return true, nil
 			}
 		}

@@ -59,6 +59,7 @@ func NewService(ctx context.Context, publisher cshim.Publisher, sd shutdown.Serv
 	if err := fastfreeze.UseToolkit(); err != nil {
 		return nil, err
 	}
+	resetSignals()
 	watcher, err := newOOMWatcher(ctx, publisher)
 	if err != nil {
 		return nil, err

@@ -160,6 +160,8 @@ var causes = []cause{
 	cannot(`[Ss]eccomp: .*`, "WHO has a seccomp filter that CRIU cannot read: $0", "run the container with a seccomp profile without user notification"),
 	because(errdefs.ErrFailedPrecondition, `Task (\d+) with SysVIPC shmem map`, "process $1 uses System V shared memory, and the container shares its IPC namespace with others",
 		"give the container an IPC namespace of its own"),
+	because(errdefs.ErrFailedPrecondition, `Can't stat map_files: Operation not permitted`, "the container has System V shared memory and a user namespace, which CRIU cannot dump together",
+		"create it without uid and gid mappings, or remove the shared memory (ipcrm)"),
 	because(errdefs.ErrNotFound, `^Unable to detach from (\d+): No such process`, "there is no process $1 in the container", ""),
 
 	// Both.

@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// What processes share outside of themselves.
+//
 // System V objects (sysvipc(7)) belong to an IPC namespace, not to a process. CRIU dumps the
 // objects of the processes' namespace if it is not in it itself, and at the restore makes them
 // in the one that the root process is born into: a new one, but for preload/preload.c.
@@ -51,7 +53,7 @@ type ipcRestore struct {
 
 // restoreIPC tells CRIU where the checkpoint's System V objects go.
 func (s *session) restoreIPC(o RestoreOptions) (*ipcRestore, error) {
-	carried, err := carriesIPC(o.Images)
+	carried, err := carries(o.Images, "ipcns-")
 	if err != nil || !carried {
 		return nil, err
 	}
@@ -72,8 +74,23 @@ func (s *session) restoreIPC(o RestoreOptions) (*ipcRestore, error) {
 	return &ipcRestore{ns, before}, nil
 }
 
-// carriesIPC says whether a checkpoint has an IPC namespace.
-func carriesIPC(images *os.File) (bool, error) {
+// restoreShm has the checkpoint's files of POSIX shared memory, if there are any, put into the
+// container (preload/shm.h).
+func (s *session) restoreShm(o RestoreOptions, images string) error {
+	carried, err := carries(o.Images, "shm-")
+	if err != nil || !carried {
+		return err
+	}
+	if !o.OwnShm {
+		return fmt.Errorf("the checkpoint holds POSIX shared memory, and the container has no /dev/shm of its own: "+
+			"restore into a container with one (a tmpfs, not a mount of the host's or a pod's): %w", errdefs.ErrFailedPrecondition)
+	}
+	s.env = append(s.env, "FASTMIG_SHM_LOAD="+images)
+	return nil
+}
+
+// carries says whether a checkpoint has a file whose name begins so.
+func carries(images *os.File, prefix string) (bool, error) {
 	dir, err := rawFd(images)
 	if err != nil {
 		return false, err
@@ -88,7 +105,7 @@ func carriesIPC(images *os.File) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("read the checkpoint's folder: %w", err)
 	}
-	return slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, "ipcns-") }), nil
+	return slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, prefix) }), nil
 }
 
 // check makes sure that the restored process pid, which does not run yet, is in the

@@ -90,7 +90,7 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 	if !e.cfg.OwnPids {
 		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, errSharedPids)
 	}
-	own, err := ownIPC(e.cfg.Bundle)
+	own, err := ownSharing(e.cfg.Bundle)
 	if err != nil {
 		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
 	}
@@ -133,7 +133,8 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 		Log:          logFile.File,
 		External:     e.external(),
 		FreezeCgroup: freezer,
-		OwnIPC:       own,
+		OwnIPC:       own.ipc,
+		OwnShm:       own.shm,
 		TCP:          connections(keep),
 		ExternalUnix: req.ExternalUnix,
 		FileLocks:    true,
@@ -141,7 +142,7 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 	}); err != nil {
 		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, logFile.keep(err))
 	}
-	m, err := e.describe(pid, keep, tool.version, clocks, stage)
+	m, err := e.describe(pid, keep, own, tool.version, clocks, stage)
 	if err != nil {
 		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
 	}
@@ -152,7 +153,7 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 }
 
 // describe writes the manifest of what CRIU has dumped.
-func (e *Engine) describe(pid int, keepTCP bool, criuVersion string, clocks image.Clocks, stage *image.Staging) (*image.Manifest, error) {
+func (e *Engine) describe(pid int, keepTCP bool, own sharing, criuVersion string, clocks image.Clocks, stage *image.Staging) (*image.Manifest, error) {
 	contents, err := image.Inspect(stage.File())
 	if err != nil {
 		return nil, err
@@ -181,7 +182,7 @@ func (e *Engine) describe(pid int, keepTCP bool, criuVersion string, clocks imag
 		Kernel:      host.Kernel,
 		CriuVersion: criuVersion,
 		Clocks:      clocks,
-		MappedFiles: contents.Files,
+		MappedFiles: own.elsewhere(contents.Files),
 	}, nil
 }
 

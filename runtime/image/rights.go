@@ -1,11 +1,17 @@
 package image
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"strconv"
 	"strings"
 
 	criucore "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/seccomp"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // Rights are what bounds a process, as in /proc/PID/status.
@@ -28,6 +34,12 @@ func (c *Checkpoint) CheckRights(allowed Rights) error {
 	if err != nil {
 		return err
 	}
+	filtered := map[string]bool{}
+	if allowed.Seccomp {
+		if filtered, err = c.filteredByLeader(); err != nil {
+			return fmt.Errorf("check the rights in the checkpoint: %w", err)
+		}
+	}
 	for _, e := range entries {
 		tid, found := strings.CutPrefix(e.name, "core-")
 		tid, isImage := strings.CutSuffix(tid, ".img")
@@ -38,11 +50,58 @@ func (c *Checkpoint) CheckRights(allowed Rights) error {
 		if err != nil {
 			return fmt.Errorf("check the rights in the checkpoint: %w", err)
 		}
-		if more := excess(core, allowed); more != "" {
+		bounds := allowed
+		// A thread with a mode of its own is judged by that.
+		if filtered[tid] && core.GetThreadCore().SeccompMode == nil {
+			bounds.Seccomp = false
+		}
+		if more := excess(core, bounds); more != "" {
 			return fmt.Errorf("restore the checkpoint into this container: thread %s %s: create the container with the spec of the one that was checkpointed: %w", tid, more, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil
+}
+
+// filteredByLeader are the threads that get their seccomp filter with their
+// process: when all threads of one have the same filters, CRIU notes them for
+// the first thread only, with the flag that puts them on all
+// (SECCOMP_FILTER_FLAG_TSYNC, seccomp(2)).
+func (c *Checkpoint) filteredByLeader() (map[string]bool, error) {
+	var flags []uint32
+	err := readImage(c.dir, "seccomp.img", &seccomp.SeccompEntry{}, func(e *seccomp.SeccompEntry) error {
+		for _, f := range e.GetSeccompFilters() {
+			flags = append(flags, f.GetFlags())
+		}
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // no process has a filter
+	}
+	if err != nil {
+		return nil, err
+	}
+	threads := map[string]bool{}
+	err = readImage(c.dir, "pstree.img", &pstree.PstreeEntry{}, func(e *pstree.PstreeEntry) error {
+		if len(e.GetThreads()) < 2 {
+			return nil
+		}
+		leader, err := readOne(c.dir, fmt.Sprintf("core-%d.img", e.GetPid()), &criucore.CoreEntry{})
+		if err != nil {
+			return err
+		}
+		last := int64(leader.GetThreadCore().GetSeccompFilter())
+		if leader.GetThreadCore().GetSeccompMode() != criucore.SeccompMode_filter ||
+			last >= int64(len(flags)) || flags[last]&unix.SECCOMP_FILTER_FLAG_TSYNC == 0 {
+			return nil
+		}
+		for _, tid := range e.GetThreads() {
+			if tid != e.GetPid() {
+				threads[strconv.Itoa(int(tid))] = true
+			}
+		}
+		return nil
+	})
+	return threads, err
 }
 
 // excess says what a thread has beyond what is allowed. One without credentials

@@ -172,7 +172,9 @@ func (in *installer) stage(ctx context.Context, stage string) (Manifest, error) 
 	if err := errors.Join(os.Chmod(stage, 0o755), makeDir(bin)); err != nil {
 		return Manifest{}, explain(step, in.root, err)
 	}
-	if err := copyFile(in.opts.FastfreezePath, filepath.Join(stage, fastfreezePath), 0o755); err != nil {
+	// Not readable for others: the kernel makes a process that runs such a file
+	// undumpable from its first instruction on (prctl(2), PR_SET_DUMPABLE).
+	if err := copyFile(in.opts.FastfreezePath, filepath.Join(stage, fastfreezePath), 0o711); err != nil {
 		return Manifest{}, explain(step, in.root, err)
 	}
 	origin, err := in.stageCriu(ctx, filepath.Join(stage, criuDir))

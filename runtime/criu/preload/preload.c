@@ -19,8 +19,9 @@
 //    is, read the resource limits of processes with another user id: procfs has them too.
 // 7. It keeps the restored processes in the container's IPC namespace when the checkpoint has
 //    System V objects. CRIU would make them again in a new one.
+// 8. It carries the files of POSIX shared memory along (shm.h).
 //
-// On the host, where the toolkit's wrapper starts CRIU, only 4 and 5 act.
+// On the host, where the toolkit's wrapper starts CRIU, only 5 and 6 act.
 //
 // The descriptors are named in the environment by the launcher (tool.go), which is the only
 // one to set it.
@@ -44,6 +45,8 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "shm.h"
 
 #define KDAT "/run/criu.kdat"
 #define KDAT_NEW "/run/criu.kdat.tmp"
@@ -155,6 +158,10 @@ static void enter(void)
 	// Without SA_RESTART, so that a wait of CRIU ends as well.
 	if (getenv("FASTMIG_SOFT_CANCEL") && sigaction(SIGTERM, &sa, NULL) < 0)
 		fail("set the signal that cancels");
+	if (getenv("FASTMIG_SHM_SAVE"))
+		save_shm(getenv("FASTMIG_SHM_SAVE"));
+	if (getenv("FASTMIG_SHM_LOAD"))
+		load_shm(getenv("FASTMIG_SHM_LOAD"));
 	unsetenv("FASTMIG_MNT_FD");
 	unsetenv("FASTMIG_USER_FD");
 	unsetenv("FASTMIG_FREEZER_FD");
@@ -162,6 +169,8 @@ static void enter(void)
 	unsetenv("FASTMIG_KDAT_FD");
 	unsetenv("FASTMIG_KDAT_NEW_FD");
 	unsetenv("FASTMIG_SAME_IPC");
+	unsetenv("FASTMIG_SHM_SAVE");
+	unsetenv("FASTMIG_SHM_LOAD");
 	unsetenv("FASTMIG_SOFT_CANCEL");
 }
 

@@ -155,7 +155,7 @@ func enterRoot(root string) error {
 		{"keep mounts apart", func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") }},
 		{"mount the root", func() error { return unix.Mount("rootfs", root, "tmpfs", 0, "mode=755") }},
 		{"make folders", func() error {
-			for _, d := range []string{"proc", "dev", "dev/pts", "tmp", "run", "etc"} {
+			for _, d := range []string{"proc", "dev", "dev/pts", "dev/shm", "tmp", "run", "etc"} {
 				if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
 					return err
 				}

@@ -35,6 +35,7 @@ var resources = map[string]func(a *app, args []string) (string, error){
 	"lock":       lock,
 	"maps":       maps,
 	"memory":     memory,
+	"posix":      posix,
 	"queue":      queue,
 	"read":       read,
 	"reach":      reach,
