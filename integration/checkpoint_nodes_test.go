@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -134,21 +135,29 @@ func write(t *testing.T, lab *harness.Lab, c *harness.Container, keys string) {
 	}
 }
 
-// waitForeground waits until the command has the terminal of process 1000.
+// waitForeground waits until the command's process group has the terminal of
+// process 1000. (CRIU gives a restored child no controlling terminal of its
+// own, so its own state does not tell.)
 func waitForeground(t *testing.T, lab *harness.Lab, c *harness.Container, command string) {
 	t.Helper()
 	lab.WaitFor(command+" to be in the foreground", func(ctx context.Context) (bool, error) {
-		// The + marks the foreground's process group.
-		out, err := c.Exec(ctx, "ps", "-eo", "stat,args")
+		out, err := c.Exec(ctx, "ps", "-eo", "pid,pgid,tpgid,args")
 		if err != nil {
 			return false, err
 		}
+		group, foreground := "", "none"
 		for _, line := range strings.Split(out, "\n") {
-			stat, args, _ := strings.Cut(strings.TrimSpace(line), " ")
-			if strings.TrimSpace(args) == command && strings.Contains(stat, "+") {
-				return true, nil
+			words := strings.Fields(line)
+			if len(words) < 4 {
+				continue
+			}
+			if strings.Join(words[3:], " ") == command {
+				group = words[1]
+			}
+			if words[0] == "1000" {
+				foreground = words[2]
 			}
 		}
-		return false, nil
+		return group == foreground, fmt.Errorf("its group is %q, the foreground's %s", group, foreground)
 	})
 }

@@ -168,7 +168,7 @@ func (r *results) table(w io.Writer) {
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
 		}
 	}
-	print := func(cells []string) {
+	line := func(cells []string) {
 		var b strings.Builder
 		for i, cell := range cells {
 			space := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
@@ -180,11 +180,11 @@ func (r *results) table(w io.Writer) {
 		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
 	}
 	fmt.Fprintf(w, "\n%s\n", r.Machine.text(r.Rounds))
-	print(header)
+	line(header)
 	for _, s := range r.Sections {
 		fmt.Fprintf(w, "\n%s\n", s.Title)
 		for _, row := range s.Rows {
-			print(row.cells())
+			line(row.cells())
 		}
 	}
 }
