@@ -162,3 +162,13 @@ func criuOf(shim int) int {
 	}
 	return 0
 }
+
+// noLeak checks that the node is soon what it was.
+func noLeak(lab *harness.Lab, t *testing.T, before harness.Traces) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(lab.Context(), 30*time.Second)
+	defer cancel()
+	if err := lab.WaitForNoLeak(ctx, before); err != nil {
+		t.Error(err)
+	}
+}

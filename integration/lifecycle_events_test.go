@@ -28,7 +28,14 @@ func TestEvents(t *testing.T) {
 	var tests []labTest
 	for _, s := range scenarios {
 		tests = append(tests, labTest{s.name, func(t *testing.T, lab *harness.Lab) {
-			got := s.events(t, lab, s.opts)
+			opts := s.opts
+			if !lab.Runtime.IsFastMig() {
+				if s.race {
+					return
+				}
+				opts = grouped(t, lab, opts)
+			}
+			got := s.events(t, lab, opts)
 			for _, topic := range s.topics {
 				if !slices.ContainsFunc(got, func(line string) bool { return strings.HasPrefix(line, topic+" ") }) {
 					t.Errorf("no event %s in:\n%s", topic, strings.Join(got, "\n"))

@@ -45,6 +45,8 @@ type RunOptions struct {
 	RuntimeOptions any
 	// IO replaces the pipes behind Container.Stdin and Container.Output.
 	IO cio.Creator
+	// Snapshot replaces the making of the container's root file system.
+	Snapshot func(id string, image containerd.Image) containerd.NewContainerOpts
 	// Task holds further options of the task's creation.
 	Task []containerd.NewTaskOpts
 }
@@ -103,9 +105,13 @@ func (n *Node) Create(ctx context.Context, opts RunOptions) (*Container, error) 
 	if opts.HostNetwork {
 		spec = append(spec, oci.WithHostNamespace(specs.NetworkNamespace))
 	}
+	snapshot := containerd.WithNewSnapshot(opts.ID, image)
+	if opts.Snapshot != nil {
+		snapshot = opts.Snapshot(opts.ID, image)
+	}
 	container, err := n.client.NewContainer(ctx, opts.ID,
 		containerd.WithImage(image),
-		containerd.WithNewSnapshot(opts.ID, image),
+		snapshot,
 		containerd.WithRuntime(opts.Runtime.Name, opts.RuntimeOptions),
 		containerd.WithNewSpec(append(spec, opts.Spec...)...),
 	)
