@@ -290,3 +290,31 @@ func asMap(t *testing.T, v any) map[string]any {
 	check(t, json.Unmarshal(data, &m))
 	return m
 }
+
+// traces looks at the node after a first container, of each shim, has made the
+// folders that stay.
+func traces(t *testing.T, lab *harness.Lab) harness.Traces {
+	t.Helper()
+	for _, opts := range []harness.RunOptions{sleeper(), asStock(t, lab, sleeper())} {
+		c, err := lab.Run(lab.Context(), opts)
+		check(t, err)
+		check(t, c.Remove(lab.Context()))
+	}
+	lab.WaitFor("the shims to end", func(context.Context) (bool, error) {
+		shims := lab.Shims()
+		return len(shims) == 0, fmt.Errorf("%v", shims)
+	})
+	before, err := lab.Traces(lab.Context())
+	check(t, err)
+	return before
+}
+
+// leavesNothing waits until the node is as it was.
+func leavesNothing(t *testing.T, lab *harness.Lab, before harness.Traces) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(lab.Context(), 30*time.Second)
+	defer cancel()
+	if err := lab.WaitForNoLeak(ctx, before); err != nil {
+		t.Error(err)
+	}
+}

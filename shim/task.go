@@ -202,6 +202,8 @@ func (t *task) build(ctx context.Context, spec *specs.Spec, restore *fastfreeze.
 			Terminal:      t.init.addr.Terminal,
 			KeepTCP:       t.settings.TCP == TCPKeep,
 			OwnPids:       c.OwnPidNamespace(),
+			OwnIPC:        fastfreeze.OwnIPC(spec),
+			Tmpfs:         fastfreeze.OwnTmpfs(spec),
 			Checkpoint:    restore,
 			CriuWorkPath:  t.opts.CriuWorkPath,
 			CgroupFolders: c.CgroupPaths,

@@ -4,7 +4,6 @@ package criu
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -19,15 +18,15 @@ type explanation struct {
 }
 
 var (
-	errorLine = regexp.MustCompile(`^(?:\(\d+\.\d+\) )?(?:pie: )?\s*(?:(\d+): )?Error \([^)]*\): (.*)$`)
-	taskLine  = regexp.MustCompile(`Dumping task \(pid: (\d+) comm: ([^)]*)\)`)
-	fdLine    = regexp.MustCompile(`^\(\d+\.\d+\) \d+ fdinfo (\d+): `)
-	tasksOver = regexp.MustCompile(`Dumping (?:file-locks|pstree)|Unfreezing tasks`)
-	setupLine = regexp.MustCompile(`^fastmig: (.*)$`)
+	errorLine = lazily(`^(?:\(\d+\.\d+\) )?(?:pie: )?\s*(?:(\d+): )?Error \([^)]*\): (.*)$`)
+	taskLine  = lazily(`Dumping task \(pid: (\d+) comm: ([^)]*)\)`)
+	fdLine    = lazily(`^\(\d+\.\d+\) \d+ fdinfo (\d+): `)
+	tasksOver = lazily(`Dumping (?:file-locks|pstree)|Unfreezing tasks`)
+	setupLine = lazily(`^fastmig: (.*)$`)
 )
 
 // noise are errors that stand in the logs of successes too, or follow from others.
-var noise = regexp.MustCompile(`RLIMIT_NOFILE|Dumping FAILED|Restoring FAILED|failed with -\d+$|` +
+var noise = lazily(`RLIMIT_NOFILE|Dumping FAILED|Restoring FAILED|failed with -\d+$|` +
 	`cgroupd: recv req error|Killing processes because of failure|execvp\("|Can't get 1:(?:16|34) opt|` +
 	`Message reply from daemon|Error flushing image: No space|Unable to open fd=\d+ id=|` +
 	"`- Can't open vma|Failed to fill self vdso|kerndat_|Could not initialize kernel features|IP tool failed")
@@ -43,11 +42,7 @@ func explain(log string) explanation {
 		line = strings.TrimRight(line, "\n")
 		switch {
 		case setupLine.MatchString(line):
-			e := explanation{cause: setupLine.FindStringSubmatch(line)[1], kind: errdefs.ErrFailedPrecondition}
-			if strings.Contains(e.cause, "/proc") {
-				e.remedy = "a container whose processes are checkpointed or restored needs a /proc of its own"
-			}
-			return e
+			return explainSetup(setupLine.FindStringSubmatch(line)[1])
 		case taskLine.MatchString(line):
 			m := taskLine.FindStringSubmatch(line)
 			task, fd = fmt.Sprintf("process %s (%s)", m[1], m[2]), ""
@@ -74,6 +69,24 @@ func explain(log string) explanation {
 	}
 	if e.cause == "" && len(e.lines) > 0 {
 		e.cause = e.lines[0]
+	}
+	return e
+}
+
+// explainSetup is about what preload/ says before CRIU begins.
+func explainSetup(line string) explanation {
+	e := explanation{cause: line, kind: errdefs.ErrFailedPrecondition}
+	switch full := strings.HasSuffix(line, ": No space left on device"); {
+	case full && strings.HasPrefix(line, "save "):
+		e.kind, e.remedy = errdefs.ErrResourceExhausted, "free some space where the checkpoint's folder is, or choose another folder"
+	case full:
+		e.kind, e.remedy = errdefs.ErrResourceExhausted, "mount that file system with a larger size= in the container's spec"
+	case strings.HasPrefix(line, "put back ") && strings.HasSuffix(line, ": Cannot allocate memory"):
+		e.kind, e.remedy = errdefs.ErrResourceExhausted, "raise the container's memory limit"
+	case strings.HasPrefix(line, "read the archive of ") && strings.HasSuffix(line, ": Bad message"):
+		e.kind, e.remedy = errdefs.ErrDataLoss, "take another checkpoint"
+	case strings.HasPrefix(line, "the container's /proc "), strings.HasPrefix(line, "look at the container's /proc:"):
+		e.remedy = "a container whose processes are checkpointed or restored needs a /proc of its own"
 	}
 	return e
 }
@@ -106,7 +119,7 @@ func (e *explanation) match(who, fd, line string) {
 // cause is a line of CRIU's log that tells why it failed. WHO in the sentence stands for the
 // process, $1 for the line's own parts.
 type cause struct {
-	line   *regexp.Regexp
+	line   *pattern
 	cause  string
 	remedy string
 	kind   error
@@ -115,11 +128,11 @@ type cause struct {
 
 // cannot are resources that CRIU does not carry over.
 func cannot(line, what, remedy string) cause {
-	return cause{line: regexp.MustCompile(line), cause: what, remedy: remedy, kind: errdefs.ErrFailedPrecondition, fd: true}
+	return cause{line: lazily(line), cause: what, remedy: remedy, kind: errdefs.ErrFailedPrecondition, fd: true}
 }
 
 func because(kind error, line, what, remedy string) cause {
-	return cause{line: regexp.MustCompile(line), cause: what, remedy: remedy, kind: kind}
+	return cause{line: lazily(line), cause: what, remedy: remedy, kind: kind}
 }
 
 const (

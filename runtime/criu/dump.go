@@ -58,10 +58,11 @@ type DumpOptions struct {
 	// in it (sysvipc(7)) are the container's, and go into the checkpoint. Those of a shared
 	// namespace are left alone; a process that maps shared memory of one cannot be dumped.
 	OwnIPC bool
-	// OwnShm says that /dev/shm is a file system in memory of the container's alone: the
-	// files of POSIX shared memory (shm_overview(7)) go into the checkpoint. They are copied
+	// Tmpfs are the mount points of file systems in memory that are the container's alone:
+	// absolute paths in it, free of symbolic links. What is in them goes into the checkpoint,
+	// but for sockets, devices, extended attributes and what is mounted below. It is copied
 	// before CRIU stops the processes, so the container must be frozen.
-	OwnShm bool
+	Tmpfs []string
 	// Timeout bounds the wait for all processes to stop; 0 is CRIU's 10 s. Whole seconds.
 	Timeout time.Duration
 	// Notify is called at each of CRIU's steps and may end the dump with an error.
@@ -116,9 +117,7 @@ func (t *Tool) dumpRequest(ctx context.Context, s *session, o DumpOptions) (*rpc
 	if err != nil {
 		return nil, err
 	}
-	if o.OwnShm {
-		s.env = append(s.env, "FASTMIG_SHM_SAVE="+opts.GetImagesDir())
-	}
+	s.saveTmpfs(o.Tmpfs, opts.GetImagesDir())
 	opts.Pid = ptr(int32(o.Pid))
 	opts.LeaveRunning = ptr(true)
 	opts.ShellJob = ptr(o.ShellJob)

@@ -41,10 +41,10 @@ type RestoreOptions struct {
 	// System V objects is restored only then: they are made in that namespace, with their
 	// identifiers and keys, and its limits (sysvipc(7)) become those of the dump.
 	OwnIPC bool
-	// OwnShm says that /dev/shm is a file system in memory of the container's alone. A
-	// checkpoint with files of POSIX shared memory is restored only then; they take the
-	// place of those with the same names.
-	OwnShm bool
+	// Tmpfs are the mount points of file systems in memory that are the container's alone, as
+	// in DumpOptions. A checkpoint with files of one is restored only if it is among them. The
+	// files take the place of those with the same names; the restore pays for their memory.
+	Tmpfs []string
 	// Shield keeps the container's processes off CRIU. The zero value does nothing.
 	Shield Shield
 	// Notify is called at each of CRIU's steps ("pre-restore", "post-restore",
@@ -191,7 +191,7 @@ func (t *Tool) restoreRequest(ctx context.Context, s *session, o RestoreOptions)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.restoreShm(o, opts.GetImagesDir()); err != nil {
+	if err := s.loadTmpfs(o, opts.GetImagesDir()); err != nil {
 		return nil, err
 	}
 	opts.ShellJob = ptr(o.ShellJob)

@@ -53,8 +53,8 @@ type ipcRestore struct {
 
 // restoreIPC tells CRIU where the checkpoint's System V objects go.
 func (s *session) restoreIPC(o RestoreOptions) (*ipcRestore, error) {
-	carried, err := carries(o.Images, "ipcns-")
-	if err != nil || !carried {
+	names, err := namesIn(o.Images)
+	if err != nil || !slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, "ipcns-") }) {
 		return nil, err
 	}
 	ns := o.Place.Namespaces.IPC
@@ -72,40 +72,6 @@ func (s *session) restoreIPC(o RestoreOptions) (*ipcRestore, error) {
 	}
 	s.env = append(s.env, "FASTMIG_SAME_IPC=1")
 	return &ipcRestore{ns, before}, nil
-}
-
-// restoreShm has the checkpoint's files of POSIX shared memory, if there are any, put into the
-// container (preload/shm.h).
-func (s *session) restoreShm(o RestoreOptions, images string) error {
-	carried, err := carries(o.Images, "shm-")
-	if err != nil || !carried {
-		return err
-	}
-	if !o.OwnShm {
-		return fmt.Errorf("the checkpoint holds POSIX shared memory, and the container has no /dev/shm of its own: "+
-			"restore into a container with one (a tmpfs, not a mount of the host's or a pod's): %w", errdefs.ErrFailedPrecondition)
-	}
-	s.env = append(s.env, "FASTMIG_SHM_LOAD="+images)
-	return nil
-}
-
-// carries says whether a checkpoint has a file whose name begins so.
-func carries(images *os.File, prefix string) (bool, error) {
-	dir, err := rawFd(images)
-	if err != nil {
-		return false, err
-	}
-	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false, fmt.Errorf("open the checkpoint's folder: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), images.Name())
-	defer func() { _ = f.Close() }()
-	names, err := f.Readdirnames(-1)
-	if err != nil {
-		return false, fmt.Errorf("read the checkpoint's folder: %w", err)
-	}
-	return slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, prefix) }), nil
 }
 
 // check makes sure that the restored process pid, which does not run yet, is in the

@@ -90,7 +90,7 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 	if !e.cfg.OwnPids {
 		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, errSharedPids)
 	}
-	own, err := ownSharing(e.cfg.Bundle)
+	tmpfs, err := e.tmpfs()
 	if err != nil {
 		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
 	}
@@ -133,8 +133,8 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 		Log:          logFile.File,
 		External:     e.external(),
 		FreezeCgroup: freezer,
-		OwnIPC:       own.ipc,
-		OwnShm:       own.shm,
+		OwnIPC:       e.cfg.OwnIPC,
+		Tmpfs:        tmpfs,
 		TCP:          connections(keep),
 		ExternalUnix: req.ExternalUnix,
 		FileLocks:    true,
@@ -142,7 +142,7 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 	}); err != nil {
 		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, logFile.keep(err))
 	}
-	m, err := e.describe(pid, keep, own, tool.version, clocks, stage)
+	m, err := e.describe(pid, keep, tmpfs, tool.version, clocks, stage)
 	if err != nil {
 		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
 	}
@@ -153,7 +153,7 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 }
 
 // describe writes the manifest of what CRIU has dumped.
-func (e *Engine) describe(pid int, keepTCP bool, own sharing, criuVersion string, clocks image.Clocks, stage *image.Staging) (*image.Manifest, error) {
+func (e *Engine) describe(pid int, keepTCP bool, tmpfs []string, criuVersion string, clocks image.Clocks, stage *image.Staging) (*image.Manifest, error) {
 	contents, err := image.Inspect(stage.File())
 	if err != nil {
 		return nil, err
@@ -182,7 +182,7 @@ func (e *Engine) describe(pid int, keepTCP bool, own sharing, criuVersion string
 		Kernel:      host.Kernel,
 		CriuVersion: criuVersion,
 		Clocks:      clocks,
-		MappedFiles: own.elsewhere(contents.Files),
+		MappedFiles: elsewhere(contents.Files, tmpfs),
 	}, nil
 }
 

@@ -50,6 +50,12 @@ type Config struct {
 	KeepTCP bool
 	// OwnPids says that the container has a pid namespace of its own.
 	OwnPids bool
+	// OwnIPC says that the container has an IPC namespace of its own: System V
+	// objects travel with it. Of a pod's there may be others'.
+	OwnIPC bool
+	// Tmpfs are the mount points of file systems in memory that the container
+	// has for itself; what is in them travels with it.
+	Tmpfs []string
 	// Checkpoint is what the application starts from; nil: from scratch. The
 	// engine takes it over.
 	Checkpoint *Checkpoint
@@ -71,6 +77,8 @@ type Engine struct {
 	pid   int
 	pidfd *os.File
 	stdio [3]stream
+
+	aside bool // PID 1 is in its own freezer cgroup; guarded by the caller's order
 
 	mu     sync.Mutex
 	app    int // the application's pid in the container; 0: none yet
@@ -154,10 +162,13 @@ func (e *Engine) Ready(ctx context.Context) error {
 	if err := e.lookAtStdio(); err != nil {
 		return err
 	}
-	if e.cfg.Checkpoint != nil {
-		return e.checkDestination()
+	if e.cfg.Checkpoint == nil {
+		return nil
 	}
-	return nil
+	if _, err := e.stepAside(); err != nil {
+		return err
+	}
+	return e.checkDestination()
 }
 
 // Launch runs the application, from scratch or from the checkpoint; it blocks

@@ -90,7 +90,7 @@ func (e *Engine) checkDestination() error {
 // When 2 fails CRIU leaves nothing; the container stays without an application.
 func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 	m := e.cfg.Checkpoint.Manifest
-	own, err := ownSharing(e.cfg.Bundle)
+	tmpfs, err := e.tmpfs()
 	if err != nil {
 		return 0, fmt.Errorf("restore %s: %w", e.cfg.ID, err)
 	}
@@ -127,8 +127,8 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 		Images:    e.cfg.Checkpoint.File(),
 		Log:       logFile.File,
 		InheritFD: files,
-		OwnIPC:    own.ipc,
-		OwnShm:    own.shm,
+		OwnIPC:    e.cfg.OwnIPC,
+		Tmpfs:     tmpfs,
 		TCP:       connections(e.cfg.KeepTCP && m.TCP == image.TCPKeep),
 		FileLocks: true,
 		Shield:    shield,

@@ -29,27 +29,20 @@ func (e *Engine) shield(ctx context.Context) (_ criu.Shield, undo func(), err er
 		return criu.Shield{}, nil, err
 	}
 	files := []*os.File{service}
-	path := filepath.Join(service.Name(), initCgroup)
 	undo = func() {
 		for _, f := range files {
 			f.Close()
 		}
-		// PID 1 may have ended.
-		move(service.Name(), e.pid)
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			log.G(ctx).WithError(err).Warn("remove the cgroup of a restore")
-		}
+		e.stepBack(ctx)
 	}
 	defer func() {
 		if err != nil {
 			undo()
 		}
 	}()
-	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return criu.Shield{}, nil, fmt.Errorf("make a cgroup for the container's first process: %w", err)
-	}
-	if err := move(path, e.pid); err != nil {
-		return criu.Shield{}, nil, fmt.Errorf("move the container's first process: %w", err)
+	path, err := e.stepAside()
+	if err != nil {
+		return criu.Shield{}, nil, err
 	}
 	init, err := os.Open(path)
 	if err != nil {
@@ -62,6 +55,45 @@ func (e *Engine) shield(ctx context.Context) (_ criu.Shield, undo func(), err er
 	}
 	files = append(files, outside)
 	return criu.Shield{Service: service, Outside: outside, Others: []*os.File{init}}, undo, nil
+}
+
+// stepAside moves PID 1 into a cgroup of its own, where it can be frozen without
+// the processes that a restore makes. The move waits for a grace period of the
+// kernel's, up to 10 ms, unless it follows another: it is best done right after
+// the container was made.
+func (e *Engine) stepAside() (string, error) {
+	service, err := e.freezer()
+	if err != nil {
+		return "", err
+	}
+	defer service.Close()
+	path := filepath.Join(service.Name(), initCgroup)
+	if e.aside {
+		return path, nil
+	}
+	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", fmt.Errorf("make a cgroup for the container's first process: %w", err)
+	}
+	if err := move(path, e.pid); err != nil {
+		return "", fmt.Errorf("move the container's first process: %w", err)
+	}
+	e.aside = true
+	return path, nil
+}
+
+// stepBack undoes stepAside; PID 1 may have ended.
+func (e *Engine) stepBack(ctx context.Context) {
+	service, err := e.freezer()
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("end a restore")
+		return
+	}
+	defer service.Close()
+	e.aside = false
+	_ = move(service.Name(), e.pid)
+	if err := os.Remove(filepath.Join(service.Name(), initCgroup)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		log.G(ctx).WithError(err).Warn("remove the cgroup of a restore")
+	}
 }
 
 func move(folder string, pid int) error {

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/checkpoint-restore/go-criu/v8/crit"
 	criucore "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/inventory"
@@ -148,10 +147,10 @@ func readProcesses(dir *os.File) ([]Process, error) {
 			return nil, err
 		}
 		p.Comm = core.GetTc().GetComm()
-		switch crit.TaskState(core.GetTc().GetTaskState()) {
-		case crit.TaskStopped:
+		switch core.GetTc().GetTaskState() {
+		case taskStopped:
 			p.State = StateStopped
-		case crit.TaskDead, crit.TaskZombie:
+		case taskDead, taskZombie:
 			p.State = StateZombie
 		default:
 			p.State = StateRunning
@@ -248,7 +247,7 @@ func readImage[M proto.Message](dir *os.File, name string, entry M, fn func(M) e
 	if st.Size() > maxImage {
 		return damaged(fmt.Errorf("%d bytes are more than the %d that are read", st.Size(), maxImage))
 	}
-	if _, err := crit.ReadMagic(f); err != nil {
+	if err := skipMagic(f); err != nil {
 		return damaged(fmt.Errorf("it is no image of CRIU: %w", err))
 	}
 	pos, err := f.Seek(0, io.SeekCurrent)

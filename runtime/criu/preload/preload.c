@@ -19,7 +19,7 @@
 //    is, read the resource limits of processes with another user id: procfs has them too.
 // 7. It keeps the restored processes in the container's IPC namespace when the checkpoint has
 //    System V objects. CRIU would make them again in a new one.
-// 8. It carries the files of POSIX shared memory along (shm.h).
+// 8. It carries along what is in the container's own file systems in memory (tmpfs.h).
 //
 // On the host, where the toolkit's wrapper starts CRIU, only 5 and 6 act.
 //
@@ -37,6 +37,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -46,7 +47,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "shm.h"
+#include "tmpfs.h"
 
 #define KDAT "/run/criu.kdat"
 #define KDAT_NEW "/run/criu.kdat.tmp"
@@ -158,10 +159,10 @@ static void enter(void)
 	// Without SA_RESTART, so that a wait of CRIU ends as well.
 	if (getenv("FASTMIG_SOFT_CANCEL") && sigaction(SIGTERM, &sa, NULL) < 0)
 		fail("set the signal that cancels");
-	if (getenv("FASTMIG_SHM_SAVE"))
-		save_shm(getenv("FASTMIG_SHM_SAVE"));
-	if (getenv("FASTMIG_SHM_LOAD"))
-		load_shm(getenv("FASTMIG_SHM_LOAD"));
+	if (getenv("FASTMIG_TMPFS_SAVE"))
+		each_tmpfs(getenv("FASTMIG_TMPFS_SAVE"), save_tmpfs);
+	if (getenv("FASTMIG_TMPFS_LOAD"))
+		each_tmpfs(getenv("FASTMIG_TMPFS_LOAD"), load_tmpfs);
 	unsetenv("FASTMIG_MNT_FD");
 	unsetenv("FASTMIG_USER_FD");
 	unsetenv("FASTMIG_FREEZER_FD");
@@ -169,8 +170,8 @@ static void enter(void)
 	unsetenv("FASTMIG_KDAT_FD");
 	unsetenv("FASTMIG_KDAT_NEW_FD");
 	unsetenv("FASTMIG_SAME_IPC");
-	unsetenv("FASTMIG_SHM_SAVE");
-	unsetenv("FASTMIG_SHM_LOAD");
+	unsetenv("FASTMIG_TMPFS_SAVE");
+	unsetenv("FASTMIG_TMPFS_LOAD");
 	unsetenv("FASTMIG_SOFT_CANCEL");
 }
 
@@ -234,6 +235,9 @@ int openat64(int dir, const char *path, int flags, ...)
 		errno = ECANCELED;
 		return -1;
 	}
+	// A restore leaves its statistics in its working folder, which is the checkpoint's.
+	if (launched && dir == AT_FDCWD && !strcmp(path, "stats-restore"))
+		return memfd_create(path, MFD_CLOEXEC);
 	if (flags & (O_CREAT | __O_TMPFILE)) {
 		va_start(args, flags);
 		mode = va_arg(args, mode_t);

@@ -167,6 +167,8 @@ func enterRoot(root string) error {
 		{"mount /dev/pts", func() error {
 			return unix.Mount("devpts", filepath.Join(root, "dev/pts"), "devpts", 0, "newinstance,ptmxmode=0666,mode=620")
 		}},
+		{"mount /dev/shm", func() error { return memoryAt(root, "dev/shm", "mode=1777") }},
+		{"mount /run", func() error { return memoryAt(root, "run", "mode=755,size=1m") }},
 		{"make /dev/ptmx", func() error { return os.Symlink("pts/ptmx", filepath.Join(root, "dev/ptmx")) }},
 		{"make /dev/null", func() error { return device(root, "null") }},
 		{"make /dev/tty", func() error { return device(root, "tty") }},
@@ -180,6 +182,11 @@ func enterRoot(root string) error {
 		}
 	}
 	return nil
+}
+
+// memoryAt mounts a tmpfs in the new root.
+func memoryAt(root, path, options string) error {
+	return unix.Mount("tmpfs", filepath.Join(root, path), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options)
 }
 
 // device makes a device node of the host's in the new root: a mount, as a user namespace has
