@@ -143,12 +143,8 @@ func tail(err error, word string) string {
 	if i := strings.LastIndex(text, word); i >= 0 {
 		text = text[i:]
 	}
-	for _, kind := range []string{": unknown", ": not found", ": permission denied", ": invalid argument", ": failed precondition"} {
-		// One mention of a permission is the message's own.
-		if strings.HasSuffix(text, kind) && strings.Count(text, ": ") > 2 {
-			text = strings.TrimSuffix(text, kind)
-			break
-		}
+	for _, kind := range []string{": unknown", ": not found", ": invalid argument", ": failed precondition"} {
+		text = strings.TrimSuffix(text, kind)
 	}
 	return text
 }

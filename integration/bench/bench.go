@@ -58,9 +58,6 @@ func run(ctx context.Context, cfg config, out, progress io.Writer) (err error) {
 	// The stock shim finds its CRIU on the PATH, in the toolkit: both use the same.
 	node, err := harness.Start(ctx, harness.Options{
 		Runtime: harness.FastMig, Toolkit: toolkit.RootFromEnv(), Progress: progress,
-		// containerd leaves each checkpoint that it restores from in its
-		// temporary folder: let that be the node's own, on the same disk.
-		Env: []string{"XDG_RUNTIME_DIR=/var/lib"},
 	})
 	if err != nil {
 		return err

@@ -125,6 +125,9 @@ func Start(ctx context.Context, opts Options) (n *Node, err error) {
 		"HOME=" + filepath.Join(dir, "home"),
 		"NERDCTL_TOML=" + filepath.Join(dir, "nerdctl.toml"),
 		nodeVariable + "=" + n.id,
+		// containerd unpacks checkpoints here and leaves them; the machine's
+		// /var/lib is the node's own.
+		"XDG_RUNTIME_DIR=/var/lib",
 	}, opts.Env...)
 	if opts.Toolkit != "" {
 		n.env = append(n.env, "FASTMIG_ROOT="+opts.Toolkit)

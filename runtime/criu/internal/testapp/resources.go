@@ -49,6 +49,9 @@ var resources = map[string]func(a *app, args []string) (string, error){
 	"tty":        tty,
 	"anon":       anonymous,
 	"write":      write,
+	"tree":       tree,
+	"folder":     folder,
+	"mount":      mount,
 }
 
 // patience bounds what waits for somebody else.

@@ -1,0 +1,386 @@
+//go:build linux
+
+package criu
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// ownTmpfs are the file systems in memory of the tests' containers (internal/testapp).
+var ownTmpfs = []string{"/dev/shm", "/run"}
+
+// list describes all files below a folder of the container's, but for sockets and what is
+// mounted there: names, modes, owners in it, sizes, space, links and times.
+func (c *container) list(folder string) string {
+	c.t.Helper()
+	root := c.root() + folder
+	var b strings.Builder
+	var device uint64
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return errors.New("no stat")
+		}
+		if path == root {
+			device = st.Dev
+			return nil
+		}
+		if st.Dev != device {
+			return fs.SkipDir
+		}
+		target := ""
+		if d.Type() == fs.ModeSymlink {
+			if target, err = os.Readlink(path); err != nil {
+				return err
+			}
+		}
+		time := info.ModTime().String()
+		switch {
+		case d.Type() == fs.ModeSocket:
+			return nil
+		case d.IsDir() && path == root+"/x": // a socket is made in it
+			time = ""
+		}
+		fmt.Fprintf(&b, "%q %v %d %d %d %d %d %q %s\n", strings.TrimPrefix(path, root), info.Mode(),
+			int(st.Uid)-c.user, int(st.Gid)-c.user, st.Size, st.Blocks, st.Nlink, target, time)
+		return nil
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return b.String()
+}
+
+func archives(t *testing.T, cp *checkpoint) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(cp.images.Name(), "tmpfs-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+func TestTmpfs(t *testing.T) {
+	for name, users := range map[string][2]int{"root": {}, "user namespace": {100000, 300000}} {
+		t.Run(name, func(t *testing.T) {
+			tool := realTool(t)
+			a, b := newContainerAs(t, newFreezer(t), users[0]), newContainerAs(t, newFreezer(t), users[1])
+			app := newService(t)
+			app.give(a.user)
+			a.startWith(app, request{Pid: 1000})
+			app.ask("posix seg green")
+			app.ask("tree /run")
+			app.ask("folder /run/x")
+			app.ask("listen unix /run/x/y.sock")
+			app.ask("mount /run/secrets")
+			app.ask("write /run/secrets/key text")
+			app.ask("file /run/app/log line")
+			run, shm := a.list("/run"), a.list("/dev/shm")
+
+			a.freezer.freeze()
+			cp := newCheckpoint(t)
+			o := a.dumpOf(app, cp)
+			o.FreezeCgroup, o.Tmpfs = a.freezer.dir, ownTmpfs
+			if _, err := tool.Dump(testContext(t), o); err != nil {
+				t.Fatal(err)
+			}
+			a.freezer.thaw()
+			images := archives(t, cp)
+			if len(images) != 2 {
+				t.Errorf("archives: %q, want 2", images)
+			}
+			for _, image := range images {
+				if info, err := os.Stat(image); err != nil || info.Size() > 200<<10 || ownerOf(info) != 0 {
+					t.Errorf("%s: %v: %d bytes", image, err, info.Size())
+				}
+			}
+			app.ask("posix seg red")
+
+			// A container without file systems of its own is refused.
+			ro := b.restoreOf(cp, app, newService(t))
+			ro.Tmpfs = ownTmpfs[:1]
+			if _, err := tool.Restore(testContext(t), ro); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), `a tmpfs at "/run"`) {
+				t.Errorf("restore without /run: %v", err)
+			}
+			expect(t, "files after a refused restore", b.list("/run")+b.list("/dev/shm"), "")
+
+			// What is there, of other kinds too, gives way; mounts stay.
+			other := newService(t)
+			other.give(b.user)
+			b.startWith(other, request{Pid: 500})
+			other.ask("folder /run/app")
+			other.ask("folder /run/app/pid")
+			other.ask("write /run/app/deep text")
+			other.ask("write /run/app/link text")
+			other.ask("folder /run/x")
+			other.ask("listen unix /run/x/y.sock")
+			other.ask("mount /run/secrets")
+			other.ask("write /run/secrets/key other")
+			other.ask("folder /dev/shm/seg")
+			again := newService(t)
+			again.give(b.user)
+			ro = b.restoreOf(cp, app, again)
+			ro.Tmpfs = ownTmpfs
+			r, err := tool.Restore(testContext(t), ro)
+			if err != nil {
+				t.Fatal(err)
+			}
+			closeOnCleanup(t, r.Process)
+			expect(t, "shared memory after the restore", again.ask("posix seg"), "green green")
+			// The mount point of the source's is none of its files.
+			expect(t, "/run", b.list("/run"), run)
+			expect(t, "/dev/shm", b.list("/dev/shm"), shm)
+			expect(t, "open file", again.ask("read"), "line")
+			expect(t, "pid file", again.ask("show /run/app/pid"), "1000")
+			expect(t, "mounted below", again.ask("show /run/secrets/key"), "other")
+			expect(t, "socket", again.ask("reach unix /run/x/y.sock hello"), "hello")
+			begin, end := make([]byte, 5), make([]byte, 3)
+			f, err := os.Open(b.root() + "/run/app/holes")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = f.Close() }()
+			if _, err := f.ReadAt(begin, 1<<20); err != nil {
+				t.Error(err)
+			}
+			if _, err := f.ReadAt(end, 64<<30-3); err != nil {
+				t.Error(err)
+			}
+			expect(t, "data between holes", string(begin)+string(end), "beginend")
+		})
+	}
+}
+
+// Nothing is written for what a new container has as well, or what CRIU makes itself.
+func TestNoTmpfsArchive(t *testing.T) {
+	for name, test := range map[string]struct {
+		prepare []string
+		want    int
+	}{
+		"empty":                 {nil, 0},
+		"mount points":          {[]string{"mount /run/secrets", "mount /run/a/b", "write /run/a/b/c text"}, 0},
+		"a socket":              {[]string{"listen unix /run/sock"}, 0},
+		"taken away":            {[]string{"tree /run", "unmount /run"}, 0},
+		"a folder":              {[]string{"folder /run/lock"}, 1},
+		"a folder beside mount": {[]string{"mount /run/a/b", "folder /run/a/c"}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tool := realTool(t)
+			a, b := newContainer(t), newContainer(t)
+			app := a.start(1000)
+			for _, command := range test.prepare {
+				app.ask("%s", command)
+			}
+			cp := newCheckpoint(t)
+			o := a.dumpOf(app, cp)
+			o.Tmpfs = ownTmpfs
+			if _, err := tool.Dump(testContext(t), o); err != nil {
+				t.Fatal(err)
+			}
+			if images := archives(t, cp); len(images) != test.want {
+				t.Errorf("archives: %q, want %d", images, test.want)
+			}
+			ro := b.restoreOf(cp, app, newService(t))
+			ro.Tmpfs = ownTmpfs
+			r, err := tool.Restore(testContext(t), ro)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = r.Process.Close()
+		})
+	}
+}
+
+// The parts of an archive, as in preload/tmpfs.h.
+const (
+	aFolder = iota + 1
+	aEnd
+	aRegular
+	aHardLink
+	aSymlink
+	aFifo
+)
+
+func archiveHead(mount string) string {
+	return tmpfsMagic + mount + strings.Repeat("\x00", unix.PathMax-len(mount))
+}
+
+func entry(kind, mode, size int, name, rest string) string {
+	var b bytes.Buffer
+	for _, v := range []any{uint32(kind), uint32(mode), uint32(0), uint32(0), int64(7), uint32(0), uint32(len(name)), uint64(size)} {
+		_ = binary.Write(&b, binary.NativeEndian, v)
+	}
+	return b.String() + name + rest
+}
+
+func extent(at uint64, size int, text string) string {
+	b := binary.NativeEndian.AppendUint64(nil, at)
+	b = binary.NativeEndian.AppendUint32(b, uint32(size))
+	return string(binary.NativeEndian.AppendUint32(b, 0)) + text
+}
+
+// Archives are not trusted to name files of that file system only, nor to be what they say.
+func TestForgedTmpfs(t *testing.T) {
+	tool := realTool(t)
+	a, b := newContainer(t), newContainer(t)
+	app := a.start(1000)
+	b.start(500).ask("mount /run/secrets")
+	end := entry(aEnd, 0o755, 0, "", "")
+	last := extent(0, 0, "")
+	forged := func(name string) string { return entry(aRegular, 0o600, 4, name, extent(0, 4, "text")+last) }
+	link := func(kind int, name, target string) string { return entry(kind, 0o777, len(target), name, target) }
+	run := archiveHead("/run")
+	for name, test := range map[string]struct{ archive, want string }{
+		"traversal":              {run + forged("..") + end, "Bad message"},
+		"itself":                 {run + forged(".") + end, "Bad message"},
+		"two components":         {run + forged("../etc/forged") + end, "Bad message"},
+		"absolute":               {run + forged("/etc/forged") + end, "Bad message"},
+		"no name":                {run + forged("") + end, "Bad message"},
+		"zero in a name":         {run + forged("a\x00b") + end, "Bad message"},
+		"endless name":           {run + forged(strings.Repeat("x", 300)) + end, "Bad message"},
+		"folder that goes up":    {run + entry(aFolder, 0o755, 0, "..", forged("x")+end) + end, "Bad message"},
+		"through a link":         {run + link(aSymlink, "out", "/etc") + entry(aFolder, 0o755, 0, "out", forged("forged")+end) + end, ""},
+		"over a link":            {run + link(aSymlink, "out", "/etc/forged") + forged("out") + end, ""},
+		"link to an outer file":  {run + link(aHardLink, "out", "../app") + end, "find the other name"},
+		"link to a path":         {run + link(aHardLink, "out", "/app") + end, "find the other name"},
+		"link to a link":         {run + link(aSymlink, "in", "/app") + link(aHardLink, "out", "in") + end, "Bad message"},
+		"link into a mount":      {run + link(aHardLink, "out", "secrets/x") + end, "find the other name"},
+		"into a mount":           {run + entry(aFolder, 0o777, 0, "secrets", forged("forged")+end) + end, ""},
+		"over a mount":           {run + forged("secrets") + end, ""},
+		"device":                 {run + entry(7, 0o600, 0, "null", "") + end, "Bad message"},
+		"extent out of the file": {run + entry(aRegular, 0o600, 4, "x", extent(2, 4, "text")+last) + end, "Bad message"},
+		"extent far out":         {run + entry(aRegular, 0o600, 4, "x", extent(1<<63+2, 4, "text")+last) + end, "Bad message"},
+		"huge extent":            {run + entry(aRegular, 0o600, 1<<30, "x", extent(0, 1<<29, "text")+last) + end, "Bad message"},
+		"size that is none":      {run + entry(aRegular, 0o600, -1, "x", last) + end, "File too large"},
+		"larger than the mount":  {run + entry(aRegular, 0o600, 2<<20, "x", strings.Repeat(extent(0, 65536, strings.Repeat("x", 65536)), 3)+fill(2<<20)+last) + end, "No space left on device"},
+		"time that is none":      {run + strings.Replace(end, "\x07", "\xff", 1) + "more", "Bad message"},
+		"too deep":               {run + strings.Repeat(entry(aFolder, 0o755, 0, "d", ""), 300), "Bad message"},
+		"no end":                 {run + forged("x"), "Bad message"},
+		"truncated contents":     {run + entry(aRegular, 0o600, 4, "x", extent(0, 4, "te")), "Bad message"},
+		"truncated head":         {run[:100], "too short"},
+		"foreign":                {strings.Repeat("\x00", 8192), "does not begin as one"},
+		"mount point of another": {archiveHead("/etc") + forged("forged") + end, `a tmpfs at "/etc"`},
+		"mount point to clean":   {archiveHead("/run/../etc") + forged("forged") + end, "does not begin as one"},
+		"relative mount point":   {archiveHead("run") + forged("forged") + end, "does not begin as one"},
+		"endless mount point":    {tmpfsMagic + strings.Repeat("/", unix.PathMax) + end, "does not begin as one"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cp := a.dump(tool, app)
+			if err := os.WriteFile(filepath.Join(cp.images.Name(), "tmpfs-0.img"), []byte(test.archive), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			before := b.outside()
+			o := b.restoreOf(cp, app, newService(t))
+			o.Tmpfs = ownTmpfs
+			r, err := tool.Restore(testContext(t), o)
+			if err == nil {
+				b.end(r)
+			}
+			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("restore: %v, want %q", err, test.want)
+			}
+			if strings.Contains(test.want, "space") && !errdefs.IsResourceExhausted(err) || test.want == "Bad message" && !errdefs.IsDataLoss(err) {
+				t.Errorf("kind of the error: %v", err)
+			}
+			expect(t, "files elsewhere", b.outside(), before)
+		})
+	}
+}
+
+// fill is what makes a file of that many bytes.
+func fill(size int) string {
+	var b strings.Builder
+	for at := 0; at < size; at += 65536 {
+		b.WriteString(extent(uint64(at), 65536, strings.Repeat("x", 65536)))
+	}
+	return b.String()
+}
+
+// end kills a restored application and waits for PID 1 to see it.
+func (c *container) end(r RestoreResult) {
+	c.t.Helper()
+	fd, err := rawFd(r.Process)
+	if err == nil {
+		err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	_ = r.Process.Close()
+	c.exited(r.Pid)
+}
+
+// outside lists the container's files that are not in its /run, and those mounted below it.
+func (c *container) outside() string {
+	c.t.Helper()
+	var b strings.Builder
+	for line := range strings.Lines(c.files()) {
+		if !strings.HasPrefix(line, "run/") && !strings.HasPrefix(line, "run ") || strings.HasPrefix(line, "run/secrets") {
+			_, _ = io.WriteString(&b, line)
+		}
+	}
+	return b.String()
+}
+
+// An attempt that failed half-way does not stand in the way of the next one.
+func TestTmpfsRestoredAgain(t *testing.T) {
+	tool := realTool(t)
+	a, b := newContainer(t), newContainer(t)
+	app := a.start(1000)
+	app.ask("tree /run")
+	files := a.list("/run")
+	cp := newCheckpoint(t)
+	o := a.dumpOf(app, cp)
+	o.Tmpfs = ownTmpfs
+	if _, err := tool.Dump(testContext(t), o); err != nil {
+		t.Fatal(err)
+	}
+	image := archives(t, cp)[0]
+	whole, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []int{len(whole) / 2, len(whole) - 1} {
+		if err := os.WriteFile(image, whole[:part], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ro := b.restoreOf(cp, app, newService(t))
+		ro.Tmpfs = ownTmpfs
+		if _, err := tool.Restore(testContext(t), ro); !errdefs.IsDataLoss(err) {
+			t.Errorf("restore of a part: %v", err)
+		}
+	}
+	if err := os.WriteFile(image, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		ro := b.restoreOf(cp, app, newService(t))
+		ro.Tmpfs = ownTmpfs
+		r, err := tool.Restore(testContext(t), ro)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.end(r)
+	}
+	expect(t, "/run", b.list("/run"), files)
+}
