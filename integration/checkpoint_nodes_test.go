@@ -62,7 +62,7 @@ func TestRestoreOfStockCheckpoint(t *testing.T) {
 	ours.MustCtr("images", "import", "--local", "--no-unpack", archive)
 	restored := ours.MustRestore(harness.RestoreOptions{Ref: "fastmig.test/stock:1"})
 	check(restored)
-	if cmdline := ours.MustExec(restored, "sh", "-c", "tr '\\0' ' ' </proc/1/cmdline"); !strings.HasPrefix(cmdline, "sh "+images.Tick) {
+	if cmdline := ours.MustExec(restored, "sh", "-c", "tr '\\0' ' ' </proc/1/cmdline"); !strings.HasPrefix(cmdline, "sh -c read") {
 		t.Errorf("PID 1 of the restored container is %q", cmdline)
 	}
 	// It stays what it is: plain.
@@ -72,8 +72,8 @@ func TestRestoreOfStockCheckpoint(t *testing.T) {
 	check(restored)
 }
 
-// An interactive shell with a job in the background goes on on the new
-// container's terminal, job control included.
+// An interactive shell with a stopped job and one in the background goes on on
+// the new container's terminal, job control included.
 func TestTerminal(t *testing.T) {
 	lab := harness.New(t, harness.Options{})
 	lab.MustImport(images.Shell)
@@ -81,7 +81,10 @@ func TestTerminal(t *testing.T) {
 	// The answers are written so that the echo of the line is not one.
 	say(t, lab, source, `state=$RANDOM; echo "pid:$((1+1)):$$:$state:"`, "pid:2:")
 	answer := answerOf(t, lab, source, "pid:2:")
-	say(t, lab, source, `sleep 4000 & echo "bg:$((1+1))"`, "bg:2")
+	say(t, lab, source, "sleep 4000")
+	waitForeground(t, lab, source, "sleep 4000")
+	write(t, lab, source, "\x1a") // Ctrl-Z
+	say(t, lab, source, `sleep 5000 & echo "bg:$((1+1))"`, "Stopped", "bg:2")
 	if err := source.Checkpoint(lab.Context(), "fastmig.test/terminal:1", true); err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +99,7 @@ func TestTerminal(t *testing.T) {
 	}
 	say(t, lab, restored, `echo "pid:$((1+1)):$$:$state:"`, answer)
 	say(t, lab, restored, `stty size`, "43 132")
-	say(t, lab, restored, `jobs`, "Running")
+	say(t, lab, restored, `jobs`, "Stopped", "Running")
 	say(t, lab, restored, "fg %1")
 	waitForeground(t, lab, restored, "sleep 4000")
 	write(t, lab, restored, "\x1a") // Ctrl-Z
@@ -105,6 +108,7 @@ func TestTerminal(t *testing.T) {
 	waitForeground(t, lab, restored, "sleep 4000")
 	write(t, lab, restored, "\x03") // Ctrl-C
 	say(t, lab, restored, `echo "status:$?:"`, "status:130:")
+	say(t, lab, restored, `kill %2; wait %2; echo "status:$?:"`, "status:143:")
 	say(t, lab, restored, `tty; exit 7`)
 	if code, err := restored.WaitExit(lab.Context()); err != nil || code != 7 {
 		t.Errorf("the shell ended with %d, %v", code, err)

@@ -17,7 +17,7 @@ import (
 // while.
 func crowd() harness.RunOptions {
 	opts := tickOptions()
-	opts.Args = []string{"sh", "-c", "for i in $(seq 150); do sleep 10000 & done; exec sh " + images.Tick + " " + tickFile}
+	opts.Args = []string{"sh", "-c", "for i in $(seq 150); do sleep 10000 & done\n" + tickScript}
 	return opts
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -298,7 +299,7 @@ func TestWrongSpec(t *testing.T) {
 		_, _ = lab.Ctr(lab.Context(), "container", "delete", id)
 	}
 	opts := tickOptions()
-	opts.Spec = []oci.SpecOpts{func(_ context.Context, _ oci.Client, _ *ociContainer, s *oci.Spec) error {
+	opts.Spec = []oci.SpecOpts{func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
 		s.Process = nil
 		return nil
 	}}

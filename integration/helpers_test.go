@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/fastmig/fastmig/integration/harness"
 	"github.com/fastmig/fastmig/integration/images"
-	"github.com/fastmig/fastmig/integration/workloads"
 )
 
 // load finds a container that ctr or nerdctl made; it is removed at the test's
@@ -40,30 +38,47 @@ func removeByNerdctl(lab *harness.Lab, t *testing.T, name string) {
 	})
 }
 
-// The counting shell of the matrix is the service of tests that are about the
-// tools around it.
-const tickFile = "/tmp/tick"
+// The service of tests that are about the tools around it: a shell that counts.
+// It shows "NONCE COUNT" as the target of a link, so that no file is open when
+// it is checkpointed, which a container with a fresh layer would lack.
+const tickScript = `read -r nonce </proc/sys/kernel/random/uuid; n=0
+while :; do n=$((n+1)); ln -sfn "$nonce $n" /tick; sleep 0.02; done`
 
-var tickArgs = []string{"sh", images.Tick, tickFile}
+var tickArgs = []string{"sh", "-c", tickScript}
 
 func tickOptions() harness.RunOptions {
 	return harness.RunOptions{Image: images.Busybox.Ref(), Args: tickArgs}
 }
 
+// tickSeen reads the counting shell's nonce and count, as soon as there is a
+// count above the given one.
+func tickSeen(lab *harness.Lab, t *testing.T, c *harness.Container, above int) (nonce string, count int) {
+	t.Helper()
+	lab.WaitFor(fmt.Sprintf("%s to count above %d", c.ID(), above), func(ctx context.Context) (bool, error) {
+		out, err := c.Exec(ctx, "readlink", "/tick")
+		if err != nil {
+			return false, err
+		}
+		if _, err := fmt.Sscan(out, &nonce, &count); err != nil {
+			return false, err
+		}
+		return count > above, fmt.Errorf("it is at %d", count)
+	})
+	return nonce, count
+}
+
 // ticking remembers where the counting shell is; the returned function checks
-// that a container continues it.
+// that a container continues it and counts on.
 func ticking(lab *harness.Lab, t *testing.T, c *harness.Container) func(*harness.Container) {
 	t.Helper()
-	i := slices.IndexFunc(workloads.All, func(w workloads.Workload) bool { return w.Name == "busybox-static" })
-	check, err := workloads.All[i].Fill(lab.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	nonce, count := tickSeen(lab, t, c, 0)
 	return func(c *harness.Container) {
 		t.Helper()
-		if err := check(lab.Context(), c); err != nil {
-			t.Fatalf("%s: %v", c.ID(), err)
+		now, next := tickSeen(lab, t, c, count-1)
+		if now != nonce {
+			t.Fatalf("%s: another shell answers, %s instead of %s: it was started again", c.ID(), now, nonce)
 		}
+		tickSeen(lab, t, c, next)
 	}
 }
 

@@ -37,6 +37,9 @@ func TestRedisByCtr(t *testing.T) {
 		t.Errorf("the source after its checkpoint: %v", err)
 	}
 	lab.MustCtr("task", "kill", "--signal", "SIGKILL", "source")
+	if _, err := source.WaitExit(lab.Context()); err != nil {
+		t.Fatal(err)
+	}
 	lab.MustCtr("task", "delete", "source")
 	lab.MustCtr("container", "delete", "source")
 

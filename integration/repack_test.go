@@ -7,7 +7,6 @@ import (
 	"io"
 	"testing"
 
-	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/content"
 	ctdimages "github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/archive"
@@ -16,8 +15,6 @@ import (
 
 	"github.com/fastmig/fastmig/integration/harness"
 )
-
-type ociContainer = containers.Container
 
 // repack makes a checkpoint image like ref with another checkpoint folder:
 // change gets the unpacked one.

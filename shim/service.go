@@ -69,8 +69,11 @@ func NewService(ctx context.Context, publisher cshim.Publisher, sd shutdown.Serv
 		return nil, err
 	}
 	sd.RegisterCallback(func(context.Context) error { return consoles.Close() })
-	if address, err := cshim.ReadAddress("address"); err == nil {
+	for _, address := range listeningSockets() {
 		sd.RegisterCallback(func(context.Context) error { return cshim.RemoveSocket(address) })
+	}
+	if err := leaveBundle(); err != nil {
+		return nil, err
 	}
 	return &Service{
 		decoder:  decoder,

@@ -120,3 +120,23 @@ func FuzzExplain(f *testing.F) {
 		}
 	})
 }
+
+func TestExplainSetup(t *testing.T) {
+	for line, want := range map[string]struct {
+		remedy string
+		kind   error
+	}{
+		"save the container's /run/x: No space left on device":                {"checkpoint's folder", errdefs.ErrResourceExhausted},
+		"put back the container's /run/x: No space left on device":            {"size=", errdefs.ErrResourceExhausted},
+		"put back the container's /run/x: Cannot allocate memory":             {"memory limit", errdefs.ErrResourceExhausted},
+		"read the archive of the container's /run/x: Bad message":             {"another checkpoint", errdefs.ErrDataLoss},
+		"replace the container's /run/proc: Directory not empty":              {"", errdefs.ErrFailedPrecondition},
+		"look at the container's /proc: No such file or directory":            {"/proc of its own", errdefs.ErrFailedPrecondition},
+		"the container's /proc belongs to another pid namespace: Bad message": {"/proc of its own", errdefs.ErrFailedPrecondition},
+	} {
+		e := explain("fastmig: " + line + "\n")
+		if e.cause != line || !errors.Is(e.kind, want.kind) || !strings.Contains(e.remedy, want.remedy) || (want.remedy == "") != (e.remedy == "") {
+			t.Errorf("%s: got %+v", line, e)
+		}
+	}
+}

@@ -259,7 +259,7 @@ func TestForgedTmpfs(t *testing.T) {
 		"zero in a name":         {run + forged("a\x00b") + end, "Bad message"},
 		"endless name":           {run + forged(strings.Repeat("x", 300)) + end, "Bad message"},
 		"folder that goes up":    {run + entry(aFolder, 0o755, 0, "..", forged("x")+end) + end, "Bad message"},
-		"through a link":         {run + link(aSymlink, "out", "/etc") + entry(aFolder, 0o755, 0, "out", forged("forged")+end) + end, ""},
+		"through a link":         {run + link(aSymlink, "gate", "/etc") + entry(aFolder, 0o755, 0, "gate", forged("forged")+end) + end, ""},
 		"over a link":            {run + link(aSymlink, "out", "/etc/forged") + forged("out") + end, ""},
 		"link to an outer file":  {run + link(aHardLink, "out", "../app") + end, "find the other name"},
 		"link to a path":         {run + link(aHardLink, "out", "/app") + end, "find the other name"},
@@ -273,7 +273,9 @@ func TestForgedTmpfs(t *testing.T) {
 		"huge extent":            {run + entry(aRegular, 0o600, 1<<30, "x", extent(0, 1<<29, "text")+last) + end, "Bad message"},
 		"size that is none":      {run + entry(aRegular, 0o600, -1, "x", last) + end, "File too large"},
 		"larger than the mount":  {run + entry(aRegular, 0o600, 2<<20, "x", strings.Repeat(extent(0, 65536, strings.Repeat("x", 65536)), 3)+fill(2<<20)+last) + end, "No space left on device"},
-		"time that is none":      {run + strings.Replace(end, "\x07", "\xff", 1) + "more", "Bad message"},
+		"time that is none":      {run + end[:24] + "\xff\xff\xff\xff" + end[28:], "Bad message"},
+		"more after the end":     {run + end + "more", "Bad message"},
+		"end with a size":        {run + entry(aEnd, 0o755, 1, "", ""), "Bad message"},
 		"too deep":               {run + strings.Repeat(entry(aFolder, 0o755, 0, "d", ""), 300), "Bad message"},
 		"no end":                 {run + forged("x"), "Bad message"},
 		"truncated contents":     {run + entry(aRegular, 0o600, 4, "x", extent(0, 4, "te")), "Bad message"},
@@ -303,8 +305,84 @@ func TestForgedTmpfs(t *testing.T) {
 				t.Errorf("kind of the error: %v", err)
 			}
 			expect(t, "files elsewhere", b.outside(), before)
+			// One of them fills the file system.
+			if err := os.RemoveAll(b.root() + "/run/x"); err != nil {
+				t.Fatal(err)
+			}
 		})
 	}
+}
+
+// Set-user-id bits come back only where they mean nothing.
+func TestTmpfsSetUserID(t *testing.T) {
+	tool := realTool(t)
+	a, b, c := newContainer(t), newContainer(t), newContainer(t)
+	app := a.start(1000)
+	app.ask("tree /run")
+	other := c.start(500)
+	other.ask("unmount /run")
+	other.ask("mount /run") // without nosuid
+	cp := newCheckpoint(t)
+	o := a.dumpOf(app, cp)
+	o.Tmpfs = ownTmpfs
+	if _, err := tool.Dump(testContext(t), o); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		to           *container
+		file, folder os.FileMode
+	}{
+		{b, 0o755 | os.ModeSetuid, 0o777 | os.ModeDir | os.ModeSticky | os.ModeSetgid},
+		{c, 0o755, 0o777 | os.ModeDir | os.ModeSticky | os.ModeSetgid},
+	} {
+		ro := test.to.restoreOf(cp, app, newService(t))
+		ro.Tmpfs = ownTmpfs
+		r, err := tool.Restore(testContext(t), ro)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = r.Process.Close()
+		for name, want := range map[string]os.FileMode{"pid": test.file, "empty": test.folder} {
+			info, err := os.Stat(test.to.root() + "/run/app/" + name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			expect(t, "mode of "+name, info.Mode().String(), want.String())
+		}
+	}
+}
+
+// A tree that is too deep is told, and the application goes on.
+func TestTmpfsTooDeep(t *testing.T) {
+	tool := realTool(t)
+	a := newContainer(t)
+	app := a.start(1000)
+	if err := os.MkdirAll(a.root()+"/run"+strings.Repeat("/d", 300), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	o := a.dumpOf(app, newCheckpoint(t))
+	o.Tmpfs = ownTmpfs
+	if _, err := tool.Dump(testContext(t), o); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "go deeper into the container's /run/d/d/") {
+		t.Errorf("dump: %v", err)
+	}
+	app.ask("pid")
+}
+
+// A checkpoint's folder that is full is told apart from a full file system of the container's.
+func TestTmpfsDiskFull(t *testing.T) {
+	tool := realTool(t)
+	a := newContainer(t)
+	app := a.start(1000)
+	if err := os.WriteFile(a.root()+"/dev/shm/big", bytes.Repeat([]byte("x"), 2<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := a.dumpOf(app, newCheckpoint(t))
+	o.Tmpfs = ownTmpfs
+	smallDisk(t, &o)
+	if _, err := tool.Dump(testContext(t), o); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "checkpoint's folder") {
+		t.Errorf("dump: %v", err)
+	}
+	app.ask("pid")
 }
 
 // fill is what makes a file of that many bytes.
@@ -383,4 +461,58 @@ func TestTmpfsRestoredAgain(t *testing.T) {
 		b.end(r)
 	}
 	expect(t, "/run", b.list("/run"), files)
+}
+
+// The memory is the container's to pay for.
+func TestTmpfsMemoryLimit(t *testing.T) {
+	tool := realTool(t)
+	a, b := newContainer(t), newContainer(t)
+	app := a.start(1000)
+	if err := os.WriteFile(a.root()+"/dev/shm/big", bytes.Repeat([]byte("x"), 64<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cp := newCheckpoint(t)
+	o := a.dumpOf(app, cp)
+	o.Tmpfs = ownTmpfs
+	if _, err := tool.Dump(testContext(t), o); err != nil {
+		t.Fatal(err)
+	}
+	ro := b.restoreOf(cp, app, newService(t))
+	ro.Tmpfs = ownTmpfs
+	limited(t, &ro.Place, 24<<20)
+	_, err := tool.Restore(testContext(t), ro)
+	if err == nil || !strings.Contains(err.Error(), "memory limit") {
+		t.Errorf("restore: %v", err)
+	}
+}
+
+// limited puts a restore into a cgroup with that much memory.
+func limited(t *testing.T, place *Place, limit int) {
+	t.Helper()
+	parent, file := "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
+	_, err := os.Stat(parent)
+	v2 := err != nil
+	if v2 {
+		parent, file = "/sys/fs/cgroup", "memory.max"
+	}
+	path, err := os.MkdirTemp(parent, "fastmig-criu-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		eventually(t, "the test's memory cgroup is empty", func() bool { return os.Remove(path) == nil })
+	})
+	if err := os.WriteFile(filepath.Join(path, file), []byte(fmt.Sprint(limit)), 0); err != nil {
+		t.Fatal(err)
+	}
+	folder, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = folder.Close() })
+	if v2 {
+		place.CgroupV2 = folder
+	} else {
+		place.CgroupTasks = append(place.CgroupTasks, folder)
+	}
 }

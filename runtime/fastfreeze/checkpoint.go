@@ -125,6 +125,10 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 	defer freezer.Close()
 
 	keep := e.cfg.KeepTCP || req.KeepTCP
+	watch, watched := context.WithCancel(ctx)
+	defer watched()
+	go releaseStopped(watch, freezer)
+
 	clocks := now()
 	if _, err := tool.Dump(ctx, criu.DumpOptions{
 		Place:        place,
@@ -154,6 +158,9 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 
 // describe writes the manifest of what CRIU has dumped.
 func (e *Engine) describe(pid int, keepTCP bool, tmpfs []string, criuVersion string, clocks image.Clocks, stage *image.Staging) (*image.Manifest, error) {
+	if err := image.RearmTimers(stage.File()); err != nil {
+		return nil, err
+	}
 	contents, err := image.Inspect(stage.File())
 	if err != nil {
 		return nil, err

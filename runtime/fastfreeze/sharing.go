@@ -3,6 +3,7 @@
 package fastfreeze
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -62,8 +63,11 @@ func (e *Engine) tmpfs() ([]string, error) {
 	var real []string
 	for _, path := range e.cfg.Tmpfs {
 		fd, err := unix.Openat2(int(root.Fd()), path, &how)
-		if err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("resolve the container's %s: %w", path, err)
 		}
 		resolved, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 		unix.Close(fd)

@@ -3,6 +3,8 @@
 package fastfreeze
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -67,5 +69,27 @@ func TestElsewhere(t *testing.T) {
 	got := elsewhere(files, []string{"/run", "/dev/shm"})
 	if want := []image.FileCheck{{Path: "/runner"}, {Path: "/lib/x"}}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// A mount point is where the container's links lead to.
+func TestTmpfsIsResolved(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir+"/run", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(dir+"/run", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/proc/self/cwd", dir+"/magic"); err != nil {
+		t.Fatal(err)
+	}
+	e := &Engine{pid: os.Getpid(), cfg: Config{Tmpfs: []string{dir + "/link", dir + "/run", dir + "/none", dir + "/magic"}}}
+	got, err := e.tmpfs()
+	if want := []string{dir + "/run"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %q, %v, want %q", got, err, want)
 	}
 }

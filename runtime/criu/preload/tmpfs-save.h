@@ -201,7 +201,7 @@ static enum outcome save_folder(int dir, int depth)
 	struct dirent *found;
 	DIR *list;
 
-	errno = ELOOP;
+	errno = ENAMETOOLONG;
 	if (depth > MAX_DEPTH)
 		fail_at("go deeper into");
 	list = fdopendir(dir);

@@ -18,7 +18,7 @@ func tree(_ *app, args []string) (string, error) {
 		func() error { return os.Mkdir(at+"app/empty", 0o700) },
 		func() error { return os.WriteFile(at+"app/pid", []byte("1000\n"), 0o644) },
 		func() error { return os.Chown(at+"app/pid", 77, 78) },
-		func() error { return os.Chmod(at+"app/pid", 0o4755) },
+		func() error { return os.Chmod(at+"app/pid", 0o755|os.ModeSetuid) },
 		func() error { return os.WriteFile(at+"app/deep/none", nil, 0o000) },
 		func() error { return os.WriteFile(at+"app/deep/a\nfastmig: b", []byte("c"), 0o600) },
 		func() error { return os.Link(at+"app/pid", at+"app/deep/deeper/pid") },
