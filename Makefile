@@ -52,7 +52,8 @@ unit: build ## run the unit tests
 
 .PHONY: integration
 integration: toolkit tools ## run the tests with real containerd, ctr, nerdctl and CRIU
-	cd integration && $(GO) test -race -p 1 -timeout $(TEST_TIMEOUT) $(RUN) ./...
+	cd integration && $(GO) test -race -p 1 -timeout $(TEST_TIMEOUT) $(or $(RUN),-skip '^TestMatrix$$') ./...
+	$(if $(RUN),,cd integration && $(GO) test -race -timeout $(TEST_TIMEOUT) -v -run '^TestMatrix$$' .)
 
 .PHONY: demo
 demo: toolkit tools ## checkpoint and restore a Redis server, with a timeline
