@@ -220,6 +220,12 @@ func testUserNamespace(t *testing.T, lab *harness.Lab) {
 		return strings.Fields(rest)[0]
 	}
 	equal(t, "the application's user on the host", uid(applicationPid(t, lab, c)), "200000")
+	if lab.Runtime.IsFastMig() {
+		check(t, c.Checkpoint(lab.Context(), "fastmig.test/mapped:1", false))
+		restored := lab.MustRestore(harness.RestoreOptions{Ref: "fastmig.test/mapped:1"})
+		equal(t, "an exec's user in the restored one", lab.MustExec(restored, "id", "-u"), "0\n")
+		equal(t, "the restored application's user on the host", uid(applicationPid(t, lab, restored)), "200000")
+	}
 	check(t, c.Task.Kill(lab.Context(), unix.SIGKILL))
 	equal(t, "the exit code", exitOf(t, lab, c), 137)
 }

@@ -5,6 +5,7 @@ package fastfreeze
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -112,6 +113,9 @@ func (e *Engine) inherited(from [3]image.StdioEntry) (map[string]*os.File, error
 			continue
 		}
 		f, err := e.stdioFile(i)
+		if err == nil && e.stdio[i].kind == image.StdioPipe {
+			err = e.ownByRoot(f)
+		}
 		if err != nil {
 			closeAll(files)
 			return nil, err
@@ -119,6 +123,38 @@ func (e *Engine) inherited(from [3]image.StdioEntry) (map[string]*os.File, error
 		files[id] = f
 	}
 	return files, nil
+}
+
+// ownByRoot gives a pipe to the root of a container in a user namespace: CRIU,
+// which is that root there, opens it anew.
+func (e *Engine) ownByRoot(pipe *os.File) error {
+	var ids [2]int
+	for i, name := range []string{"uid_map", "gid_map"} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", e.pid, name))
+		if err != nil {
+			return fmt.Errorf("read the container's user namespace: %w", err)
+		}
+		ids[i] = hostID(string(text))
+	}
+	if ids == [2]int{} {
+		return nil
+	}
+	if err := pipe.Chown(ids[0], ids[1]); err != nil {
+		return fmt.Errorf("give the container's root its stdio: %w", err)
+	}
+	return nil
+}
+
+// hostID is what id 0 of a user namespace is outside of it
+// (user_namespaces(7), uid_map); 0 if it is not mapped.
+func hostID(idMap string) int {
+	for line := range strings.Lines(idMap) {
+		var inside, outside, length int
+		if n, _ := fmt.Sscan(line, &inside, &outside, &length); n == 3 && inside == 0 && length > 0 {
+			return outside
+		}
+	}
+	return 0
 }
 
 func closeAll(files map[string]*os.File) {

@@ -4,6 +4,8 @@ package toolkit
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -124,11 +126,18 @@ func (in *installer) upToDate(ctx context.Context, t Toolkit) (Manifest, bool) {
 	if err != nil {
 		return m, false
 	}
-	for path, source := range map[string]string{fastfreezePath: in.opts.FastfreezePath, preloadPath: in.opts.PreloadPath} {
-		digest, err := digestOf(source)
-		if err != nil || !hasFile(m, path, digest) {
+	for _, want := range []struct{ path, source, mode string }{
+		{fastfreezePath, in.opts.FastfreezePath, "0755"},
+		{preloadPath, in.opts.PreloadPath, "0644"},
+	} {
+		digest, err := digestOf(want.source)
+		if err != nil || !hasFile(m, want.path, digest, want.mode) {
 			return m, false
 		}
+	}
+	wrapper := sha256.Sum256([]byte(wrapperScript(t)))
+	if !hasFile(m, wrapperPath, hex.EncodeToString(wrapper[:]), "0755") {
+		return m, false
 	}
 	if from := in.opts.CriuFrom; from != "" {
 		digest, err := digestOf(from)
@@ -156,10 +165,10 @@ func (in *installer) upToDate(ctx context.Context, t Toolkit) (Manifest, bool) {
 	return m, err == nil
 }
 
-func hasFile(m Manifest, path, digest string) bool {
+func hasFile(m Manifest, path, digest, mode string) bool {
 	for _, f := range m.Files {
 		if f.Path == path {
-			return f.Digest == digest
+			return f.Digest == digest && f.Mode == mode
 		}
 	}
 	return false
@@ -172,9 +181,9 @@ func (in *installer) stage(ctx context.Context, stage string) (Manifest, error) 
 	if err := errors.Join(os.Chmod(stage, 0o755), makeDir(bin)); err != nil {
 		return Manifest{}, explain(step, in.root, err)
 	}
-	// Not readable for others: the kernel makes a process that runs such a file
-	// undumpable from its first instruction on (prctl(2), PR_SET_DUMPABLE).
-	if err := copyFile(in.opts.FastfreezePath, filepath.Join(stage, fastfreezePath), 0o711); err != nil {
+	// Readable: the memory of a process that runs an unreadable file belongs to
+	// the host's user namespace, out of reach of a CRIU in the container's.
+	if err := copyFile(in.opts.FastfreezePath, filepath.Join(stage, fastfreezePath), 0o755); err != nil {
 		return Manifest{}, explain(step, in.root, err)
 	}
 	origin, err := in.stageCriu(ctx, filepath.Join(stage, criuDir))

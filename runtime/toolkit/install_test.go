@@ -105,9 +105,7 @@ func TestInstallWhole(t *testing.T) {
 			}
 			want := os.FileMode(0o644)
 			switch {
-			case name == fastfreezePath:
-				want = 0o711
-			case st.IsDir(), name == wrapperPath, name == "criu/criu", name == "criu/ld.so":
+			case st.IsDir(), name == fastfreezePath, name == wrapperPath, name == "criu/criu", name == "criu/ld.so":
 				want = 0o755
 			}
 			if st.Mode().Perm() != want || st.Sys().(*syscall.Stat_t).Uid != 0 || (!st.IsDir() && !st.Mode().IsRegular()) {
