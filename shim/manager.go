@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fastmig/fastmig/runtime/container"
+	"github.com/fastmig/fastmig/runtime/fastfreeze"
 )
 
 var _ cshim.Shim = (*Manager)(nil)
@@ -156,6 +157,8 @@ func (m *Manager) Start(ctx context.Context, opts *bootapi.BootstrapParams) (_ *
 		return nil, err
 	}
 
+	// Beside the start of the shim's process, which takes about as long.
+	fastfreeze.WarmCgroups()
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err

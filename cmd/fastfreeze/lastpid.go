@@ -11,16 +11,27 @@ func lastPid(arg string) {
 		writeAll(2, "fastfreeze: last-pid "+arg+": not a pid; give a decimal number\n")
 		exit(exitUsage)
 	}
-	b := newCstring(itoa(n))
-	size := uintptr(len(itoa(n)))
+	put(file, itoa(n), "run it as root of the host, in the container's pid namespace, with the host's /proc")
+}
+
+// warm moves this process to the cgroup that it is in already (cgroup.procs takes 0 for the writer) and exits.
+// The first move between cgroups after a while waits for a grace period of the kernel's, some 10 ms; the next
+// ones, of a container that is being made meanwhile, do not.
+func warm(procs string) {
+	put(procs, "0", "give the cgroup.procs file of this process's own cgroup")
+}
+
+// put writes text to a file and exits.
+func put(file, text, remedy string) {
+	b := newCstring(text)
 	name := newCstring(file)
 	cwd := atFdcwd
 	fd, e := sys4(sysOpenat, uintptr(cwd), uintptr(unsafe.Pointer(name)), oWronly|oCloexec, 0)
 	if e != 0 {
-		die("opening "+file, e, "run it as root of the host, in the container's pid namespace, with the host's /proc")
+		die("opening "+file, e, remedy)
 	}
-	if _, e = sys3(sysWrite, uintptr(fd), uintptr(unsafe.Pointer(b)), size); e != 0 {
-		die("writing "+arg+" to "+file, e, "this needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE over the pid namespace")
+	if _, e = sys3(sysWrite, uintptr(fd), uintptr(unsafe.Pointer(b)), uintptr(len(text))); e != 0 {
+		die("writing "+text+" to "+file, e, remedy)
 	}
 	exit(0)
 }

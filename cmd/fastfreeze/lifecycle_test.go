@@ -306,7 +306,7 @@ func TestNotPid1(t *testing.T) {
 }
 
 func TestCommandLine(t *testing.T) {
-	for _, args := range [][]string{nil, {"--help"}, {"--version"}, {"nonsense"}, {"init"}, {"init", "--"}, {"last-pid"}, {"last-pid", "x"}, {"last-pid", "-1"}, {"run0"}, {"run"}} {
+	for _, args := range [][]string{nil, {"--help"}, {"--version"}, {"nonsense"}, {"init"}, {"init", "--"}, {"last-pid"}, {"last-pid", "x"}, {"last-pid", "-1"}, {"warm"}, {"run0"}, {"run"}} {
 		cmd := exec.Command(binary, args...)
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -16,6 +16,7 @@ const usage = `fastfreeze ` + version + `: PID 1 of containers that run under Fa
   fastfreeze init -- APP [ARGS...]   be PID 1 of a container and start APP when the shim says so
                                      (descriptor 3: the shim's socket, descriptor 4: this executable)
   fastfreeze last-pid N              let the next process of this pid namespace get pid N+1
+  fastfreeze warm FILE               move to the cgroup whose cgroup.procs FILE is: makes the next moves fast
 
 To run a container: ctr run --runtime io.containerd.fastmig.v2 IMAGE ID
 To see what this node can do: fastmig check
@@ -36,6 +37,8 @@ func main() {
 	switch {
 	case verb == "last-pid" && len(args) == 3:
 		lastPid(args[2])
+	case verb == "warm" && len(args) == 3:
+		warm(args[2])
 	case verb == "init" && len(args) > 3 && args[2] == "--":
 		prepare(args)
 	case isPrepared(verb) && len(args) > 3:
