@@ -23,6 +23,9 @@ const (
 	AnnotationMode           = "io.fastmig.mode"
 	AnnotationTCP            = "io.fastmig.tcp"
 	AnnotationCheckpointExit = "io.fastmig.checkpoint-exit"
+	AnnotationStartup        = "io.fastmig.startup"
+	AnnotationOnExit         = "io.fastmig.on-exit"
+	AnnotationSupervise      = "io.fastmig.supervise"
 	annotationPrefix         = "io.fastmig."
 )
 
@@ -107,6 +110,14 @@ func (Decoder) Settings(spec *specs.Spec) (shim.Settings, error) {
 			var b string
 			err = oneOf(&b, name, value, "true", "false")
 			s.CheckpointExit = b == "true"
+		// What this version does anyhow may be said; other values would promise
+		// what it does not do.
+		case AnnotationStartup:
+			err = is(name, value, "scratch")
+		case AnnotationOnExit:
+			err = is(name, value, "tied")
+		case AnnotationSupervise:
+			err = is(name, value, "never")
 		default:
 			err = fmt.Errorf("annotation %s: there is none of this name: correct or remove it: %w", name, errdefs.ErrInvalidArgument)
 		}
@@ -129,4 +140,9 @@ func oneOf[T ~string](to *T, name, value string, known ...T) error {
 		}
 	}
 	return fmt.Errorf("annotation %s=%q: known values are %v: %w", name, value, known, errdefs.ErrInvalidArgument)
+}
+
+func is(name, value, only string) error {
+	var v string
+	return oneOf(&v, name, value, only)
 }

@@ -72,6 +72,8 @@ func TestSettings(t *testing.T) {
 		{map[string]string{AnnotationCheckpointExit: "true"}, shim.Settings{Mode: shim.ModeFastFreeze, TCP: shim.TCPClose, CheckpointExit: true}, ""},
 		{map[string]string{"io.kubernetes.cri.container-type": "sandbox"}, shim.Settings{Mode: shim.ModePlain, TCP: shim.TCPClose}, ""},
 		{map[string]string{"io.kubernetes.cri.container-type": "container"}, defaults, ""},
+		{map[string]string{AnnotationStartup: "scratch", AnnotationOnExit: "tied", AnnotationSupervise: "never"}, defaults, ""},
+		{map[string]string{AnnotationStartup: "standby"}, defaults, `"standby": known values are [scratch]`},
 		{map[string]string{AnnotationMode: "fast"}, defaults, `"fast"`},
 		{map[string]string{AnnotationCheckpointExit: "yes"}, defaults, `"yes"`},
 		{map[string]string{"io.fastmig.mod": "plain"}, defaults, "io.fastmig.mod"},
