@@ -103,7 +103,7 @@ while True:
 func TestSignalsAreForwarded(t *testing.T) {
 	python, err := exec.LookPath("python3")
 	if err != nil {
-		t.Skip("needs python3")
+		t.Fatal("needs python3: contrib/dev/deps.sh installs it")
 	}
 	r, w := pipe(t)
 	c := run(t, options{argv: []string{python, "-c", signalTest}, stdout: w})
@@ -160,7 +160,7 @@ os.write(1, b"%d %d %d\n" % tuple(int.from_bytes(raw[a:b], "little", signed=True
 func TestQueuedSignalsKeepTheirValue(t *testing.T) {
 	python, err := exec.LookPath("python3")
 	if err != nil {
-		t.Skip("needs python3")
+		t.Fatal("needs python3: contrib/dev/deps.sh installs it")
 	}
 	r, w := pipe(t)
 	c := run(t, options{argv: []string{python, "-c", queuedTest}, stdout: w})

@@ -6,6 +6,7 @@ set -euo pipefail
 packages=(
 	gcc libc6-dev libseccomp-dev pkg-config # the shim and runc (cgo, seccomp)
 	iptables                                # CNI: published ports
+	python3                                 # tests of PID 1
 	iproute2                                # CRIU under the stock shim
 )
 

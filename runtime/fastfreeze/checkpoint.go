@@ -24,6 +24,10 @@ const kdatCache = "/run/fastmig/criu.kdat"
 // dumpTimeout bounds how long CRIU waits for the processes to stand still.
 const dumpTimeout = 30 * time.Second
 
+// criuTimeout bounds a whole dump or restore: a CRIU that hangs must not hold the
+// container for ever. Ten seconds are enough for a GiB of memory.
+const criuTimeout = 30 * time.Minute
+
 // CheckpointRequest says where a checkpoint goes.
 type CheckpointRequest struct {
 	// Dir is the folder; it must be empty, or not exist.
@@ -130,6 +134,8 @@ func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err err
 	go releaseStopped(watch, freezer)
 
 	clocks := now()
+	ctx, cancel := context.WithTimeout(ctx, criuTimeout)
+	defer cancel()
 	if _, err := tool.Dump(ctx, criu.DumpOptions{
 		Place:        place,
 		Pid:          pid,

@@ -122,7 +122,9 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 	if err := e.adopt(ctx, m.Application.Pid); err != nil {
 		return 0, err
 	}
-	restored, err := tool.Restore(ctx, criu.RestoreOptions{
+	bounded, cancel := context.WithTimeout(ctx, criuTimeout)
+	defer cancel()
+	restored, err := tool.Restore(bounded, criu.RestoreOptions{
 		Place:     place,
 		Images:    e.cfg.Checkpoint.File(),
 		Log:       logFile.File,
@@ -149,9 +151,9 @@ func (e *Engine) restore(ctx context.Context) (_ int, err error) {
 		return 0, fmt.Errorf("restore %s: %w", e.cfg.ID, logFile.keep(err))
 	}
 	restored.Process.Close()
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	pid, err := e.conn.restored(ctx)
+	answer, cancelAnswer := context.WithTimeout(ctx, startTimeout)
+	defer cancelAnswer()
+	pid, err := e.conn.restored(answer)
 	if err != nil {
 		return 0, fmt.Errorf("restore %s: %w", e.cfg.ID, err)
 	}
