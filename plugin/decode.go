@@ -4,29 +4,15 @@ package plugin
 
 import (
 	"fmt"
-	"sort"
-	"strings"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/pelletier/go-toml/v2"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/fastmig/fastmig/shim"
-)
-
-// Annotations that users put on a container.
-const (
-	AnnotationMode           = "io.fastmig.mode"
-	AnnotationTCP            = "io.fastmig.tcp"
-	AnnotationCheckpointExit = "io.fastmig.checkpoint-exit"
-	AnnotationStartup        = "io.fastmig.startup"
-	AnnotationOnExit         = "io.fastmig.on-exit"
-	AnnotationSupervise      = "io.fastmig.supervise"
-	annotationPrefix         = "io.fastmig."
 )
 
 // Decoder reads the options and annotations of the runtime.
@@ -85,64 +71,4 @@ func generic(o *runtimeoptions.Options) (*options.Options, error) {
 		CriuImagePath: b.CriuImagePath,
 		CriuWorkPath:  b.CriuWorkPath,
 	}, nil
-}
-
-// Settings reads the annotations. One that begins like ours and is not ours is
-// refused: a typing error must not be taken for a default.
-func (Decoder) Settings(spec *specs.Spec) (shim.Settings, error) {
-	s := shim.Settings{Mode: shim.ModeFastFreeze, TCP: shim.TCPClose}
-	names := make([]string, 0, len(spec.Annotations))
-	for name := range spec.Annotations {
-		if strings.HasPrefix(name, annotationPrefix) {
-			names = append(names, name)
-		}
-	}
-	sort.Strings(names)
-	for _, name := range names {
-		value := spec.Annotations[name]
-		var err error
-		switch name {
-		case AnnotationMode:
-			err = oneOf(&s.Mode, name, value, shim.ModeFastFreeze, shim.ModePlain)
-		case AnnotationTCP:
-			err = oneOf(&s.TCP, name, value, shim.TCPClose, shim.TCPKeep)
-		case AnnotationCheckpointExit:
-			var b string
-			err = oneOf(&b, name, value, "true", "false")
-			s.CheckpointExit = b == "true"
-		// What this version does anyhow may be said; other values would promise
-		// what it does not do.
-		case AnnotationStartup:
-			err = is(name, value, "scratch")
-		case AnnotationOnExit:
-			err = is(name, value, "tied")
-		case AnnotationSupervise:
-			err = is(name, value, "never")
-		default:
-			err = fmt.Errorf("annotation %s: there is none of this name: correct or remove it: %w", name, errdefs.ErrInvalidArgument)
-		}
-		if err != nil {
-			return s, err
-		}
-	}
-	// A sandbox only holds namespaces; there is no service to move.
-	if spec.Annotations["io.kubernetes.cri.container-type"] == "sandbox" {
-		s.Mode = shim.ModePlain
-	}
-	return s, nil
-}
-
-func oneOf[T ~string](to *T, name, value string, known ...T) error {
-	for _, k := range known {
-		if value == string(k) {
-			*to = k
-			return nil
-		}
-	}
-	return fmt.Errorf("annotation %s=%q: known values are %v: %w", name, value, known, errdefs.ErrInvalidArgument)
-}
-
-func is(name, value, only string) error {
-	var v string
-	return oneOf(&v, name, value, only)
 }

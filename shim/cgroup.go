@@ -38,8 +38,8 @@ func loadCgroup(ctx context.Context, pid int) any {
 	return nil
 }
 
-// metrics are those of the stock shim, in containerd/cgroups' types.
-func metrics(cgroup any) (any, error) {
+// cgroupMetrics are those of the stock shim, in containerd/cgroups' types.
+func cgroupMetrics(cgroup any) (any, error) {
 	switch cg := cgroup.(type) {
 	case cgroup1.Cgroup:
 		return cg.Stat(cgroup1.IgnoreNotExist)

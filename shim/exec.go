@@ -117,7 +117,7 @@ func (t *task) startExec(ctx context.Context, p *process, announce func(pid int)
 	announce(proc.Pid)
 	go func() {
 		defer t.running.Done()
-		status := await(proc)
+		status := await(proc).Status
 		p.announce.Lock()
 		defer p.announce.Unlock()
 		p.exit(status)
@@ -136,13 +136,14 @@ func (t *task) spawnExec(ctx context.Context, p *process) (*container.Process, e
 		w.abandon()
 		return nil, err
 	}
-	// The container must not be frozen with the process half made.
-	t.freezing.RLock()
-	err = t.allowExec()
-	if err == nil {
-		err = t.c.Start(proc)
+	// The container must not be frozen with the process half made; what comes while
+	// the service is being checkpointed or restored waits for that.
+	if err = t.gate.Acquire(ctx, 1); err == nil {
+		if err = t.allowExec(); err == nil {
+			err = t.container().Start(proc)
+		}
+		t.gate.Release(1)
 	}
-	t.freezing.RUnlock()
 	if err != nil {
 		w.abandon()
 		return nil, err

@@ -30,6 +30,7 @@ import (
 
 	"github.com/fastmig/fastmig/runtime/container"
 	"github.com/fastmig/fastmig/runtime/fastfreeze"
+	"github.com/fastmig/fastmig/shim/api"
 )
 
 var _ cshim.Shim = (*Manager)(nil)
@@ -242,6 +243,11 @@ func (m *Manager) Stop(ctx context.Context, id string) (cshim.StopStatus, error)
 		log.G(ctx).WithError(err).Warn("failed to remove the container")
 	}
 	ended := time.Now()
+	for _, leftover := range []string{api.SocketPath(ns, id), startupFile(ns, id)} {
+		if err := os.Remove(leftover); err != nil && !errors.Is(err, os.ErrNotExist) {
+			log.G(ctx).WithError(err).Warn("failed to remove what the FastMig interface left")
+		}
+	}
 	if err := mount.UnmountRecursive(filepath.Join(bundle, "rootfs"), 0); err != nil {
 		log.G(ctx).WithError(err).Warn("failed to cleanup rootfs mount")
 	}

@@ -39,7 +39,7 @@ func (t *task) restorePlain(ctx context.Context) error {
 		work = t.workDir()
 	}
 	r := t.plain
-	if err := t.c.RestoreWhole(r.proc, container.CheckpointConfig{
+	if err := t.container().RestoreWhole(r.proc, container.CheckpointConfig{
 		ImageDir:  r.dir,
 		ParentDir: r.parent,
 		WorkDir:   work,
@@ -47,6 +47,7 @@ func (t *task) restorePlain(ctx context.Context) error {
 		return fmt.Errorf("OCI runtime restore failed: %w", fastfreeze.ExplainLog("restore the whole container",
 			filepath.Join(work, "restore.log"), fastfreeze.LogPath(t.ns, t.id, "restore"), err))
 	}
+	t.inc.Load().proc = r.proc
 	t.init.run(r.proc)
 	t.cgroup = loadCgroup(ctx, r.proc.Pid)
 	if err := writePid(t.bundle, r.proc.Pid); err != nil {
@@ -64,7 +65,7 @@ func (t *task) checkpointPlain(req *checkpointRequest) error {
 	before := t.now()
 	t.to(StateCheckpointing)
 	defer t.to(before)
-	if err := t.c.CheckpointWhole(container.CheckpointConfig{
+	if err := t.container().CheckpointWhole(container.CheckpointConfig{
 		ImageDir:            req.path,
 		WorkDir:             work,
 		ParentDir:           req.options.ParentPath,

@@ -167,6 +167,9 @@ func (p *process) exit(status int) {
 	if p.terminal != nil {
 		p.terminal.Shutdown()
 	}
+	if p.streams != nil {
+		p.streams.End()
+	}
 	close(p.done)
 }
 

@@ -180,7 +180,12 @@ func (s *Service) watch(ctx context.Context, t *task) {
 	proc := t.init.proc
 	t.init.mu.Unlock()
 	go func() {
-		status := await(proc)
+		ended := await(proc)
+		for next := t.lost(ctx, ended); next != nil; next = t.lost(ctx, ended) {
+			proc = next
+			ended = await(proc)
+		}
+		status := ended.Status
 		t.init.announce.Lock()
 		defer t.init.announce.Unlock()
 		t.ended(ctx)
@@ -206,20 +211,21 @@ func (t *task) ended(ctx context.Context) {
 	t.mu.Lock()
 	t.dead = true
 	t.mu.Unlock()
-	if !t.c.OwnPidNamespace() {
-		if err := t.c.SignalAll(unix.SIGKILL); err != nil {
+	t.quiet()
+	if !t.container().OwnPidNamespace() {
+		if err := t.container().SignalAll(unix.SIGKILL); err != nil {
 			log.G(ctx).WithError(err).WithField("id", t.id).Error("failed to kill init's children")
 		}
 	}
 	t.running.Wait()
 }
 
-func await(p *container.Process) int {
-	status, err := p.Wait()
+func await(p *container.Process) container.Ended {
+	ended, err := p.Wait()
 	if err != nil {
 		log.L.WithError(err).Error("wait for a process")
 	}
-	return status
+	return ended
 }
 
 // Start runs the container's application, or an exec.
@@ -403,7 +409,7 @@ func (s *Service) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.Pi
 	if err != nil {
 		return nil, err
 	}
-	pids, err := t.c.Pids()
+	pids, err := t.container().Pids()
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
@@ -458,11 +464,13 @@ func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*pt
 	if err != nil {
 		return nil, err
 	}
-	var res specs.LinuxResources
-	if err := json.Unmarshal(r.Resources.GetValue(), &res); err != nil {
-		return nil, errgrpc.ToGRPC(fmt.Errorf("read the resources: %w: %w", err, errdefs.ErrInvalidArgument))
+	var res *specs.LinuxResources
+	if r.Resources != nil {
+		if err := json.Unmarshal(r.Resources.GetValue(), &res); err != nil {
+			return nil, errgrpc.ToGRPC(fmt.Errorf("read the resources: %w: %w", err, errdefs.ErrInvalidArgument))
+		}
 	}
-	return empty, errgrpc.ToGRPC(t.update(ctx, &res))
+	return empty, errgrpc.ToGRPC(t.update(ctx, res, s.decoder, r.Annotations))
 }
 
 // Wait for a process to end.
@@ -484,7 +492,7 @@ func (s *Service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.
 	if err != nil {
 		return nil, err
 	}
-	m, err := metrics(t.cgroup)
+	m, err := cgroupMetrics(t.cgroup)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}

@@ -55,7 +55,8 @@ var transitions = map[State][]State{
 // operations says in which states a request may be carried out.
 var operations = map[string][]State{
 	"start":      {StateCreated},
-	"exec":       {StateCreated, StateRunning},
+	"exec":       {StateCreated, StateRunning, StateCheckpointing},
+	"serve":      {StateRunning},
 	"pause":      {StateRunning},
 	"resume":     {StatePaused},
 	"checkpoint": {StateRunning, StatePaused},

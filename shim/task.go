@@ -10,7 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -19,10 +21,13 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
+	"github.com/fastmig/fastmig/internal/config"
 	"github.com/fastmig/fastmig/runtime/container"
-	"github.com/fastmig/fastmig/runtime/fastfreeze"
+	"github.com/fastmig/fastmig/runtime/store"
+	"github.com/fastmig/fastmig/shim/service"
 	"github.com/fastmig/fastmig/shim/stdio"
 )
 
@@ -33,37 +38,49 @@ const (
 	killTimeout = 20 * time.Second
 )
 
-// task is one container of this shim: its life, and that of what runs in it.
+// task is one container of this shim: its life. That of the application in it is
+// the service's.
 type task struct {
 	machine
 
 	id, ns, bundle string
 	rootfs         string
+	spec           *specs.Spec
 	opts           *options.Options
 	settings       Settings
 	consoles       *stdio.Consoles
 
 	// operation is held by whoever changes the task: start, pause, resume,
-	// checkpoint, update, delete. Of capacity one.
+	// checkpoint, update, delete, and the service's. Of capacity one.
 	operation chan struct{}
 
-	// freezing is held for writing while the container is being frozen, for
-	// reading while a process is being put into it.
-	freezing sync.RWMutex
-	// restores says that the task starts from a checkpoint.
+	// gate is held whole while the container is frozen or being restored, in
+	// part while a process is being put into it.
+	gate *semaphore.Weighted
+	// thawed undoes the present Freeze; guarded by operation.
+	thawed func() error
+	// restores says that the task starts from a checkpoint, and image which:
+	// guarded by operation.
 	restores bool
+	image    *service.Image
 
-	c      *container.Container
-	engine *fastfreeze.Engine // nil for a plain container
-	plain  *plainRestore      // of a plain container that starts from a checkpoint
+	inc    atomic.Pointer[incarnation]
+	svc    *service.Service // nil for a plain container
+	store  *store.Store
+	node   *config.Config
+	heart  *heart // nil for one that is not supervised
+	web    *web
+	ending atomic.Bool   // the container is being ended on request
+	plain  *plainRestore // of a plain container that starts from a checkpoint
 	init   *process
-	wiring *wiring // of init, until its ends are released
+	wiring *wiring // of the first PID 1, until its ends are released
 	cgroup any     // the cgroup's metrics, of one of containerd/cgroups' types
 
 	mu       sync.Mutex
 	execs    map[string]*process
 	reserved map[string]struct{}
 	dead     bool // no more execs: init has ended
+	oomKills uint64
 	running  sync.WaitGroup
 }
 
@@ -100,12 +117,20 @@ func newTask(ctx context.Context, ns string, decoder Decoder, consoles *stdio.Co
 		return nil, err
 	}
 	t := &task{
-		id: r.ID, ns: ns, bundle: r.Bundle,
+		id: r.ID, ns: ns, bundle: r.Bundle, spec: spec,
 		opts: opts, settings: settings, consoles: consoles,
 		operation: make(chan struct{}, 1),
+		gate:      semaphore.NewWeighted(wholeGate),
 		init:      newProcess("", stdio.Addresses{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}),
 		execs:     make(map[string]*process),
 		reserved:  make(map[string]struct{}),
+	}
+	node, err := config.Load(config.Path)
+	if err != nil {
+		return nil, err
+	}
+	if err := settings.check(node); err != nil {
+		return nil, err
 	}
 	if err := writeOptions(r.Bundle, opts); err != nil {
 		return nil, err
@@ -116,20 +141,23 @@ func newTask(ctx context.Context, ns string, decoder Decoder, consoles *stdio.Co
 		checkpoint = opts.CriuImagePath
 	}
 	t.restores = checkpoint != ""
-	restore, err := t.planRestore(ctx, checkpoint, r.ParentCheckpoint)
-	if err != nil {
+	if err := t.planRestore(ctx, checkpoint, r.ParentCheckpoint); err != nil {
 		return nil, err
 	}
 	defer func() {
-		if err != nil && restore != nil {
-			restore.Close()
+		if err != nil && t.image != nil {
+			t.image.Checkpoint.Close()
 		}
 	}()
 
 	if err := t.mountRootfs(r); err != nil {
 		return nil, err
 	}
-	if err := t.build(ctx, spec, restore); err != nil {
+	if err := t.build(ctx); err != nil {
+		t.demolish(ctx)
+		return nil, err
+	}
+	if err := t.serve(node); err != nil {
 		t.demolish(ctx)
 		return nil, err
 	}
@@ -163,16 +191,16 @@ func (t *task) unmountRootfs() error {
 }
 
 // build makes the container and its PID 1.
-func (t *task) build(ctx context.Context, spec *specs.Spec, restore *fastfreeze.Checkpoint) error {
+func (t *task) build(ctx context.Context) error {
 	source := ""
-	if restore != nil && restore.Manifest.ContainerID != t.id {
-		source = restore.Manifest.ContainerID
+	if t.image != nil && t.image.Manifest.ContainerID != t.id {
+		source = t.image.Manifest.ContainerID
 	}
 	c, err := container.Create(container.Config{
 		Root:          stateRoot(t.opts, t.ns),
 		ID:            t.id,
 		Bundle:        t.bundle,
-		Spec:          spec,
+		Spec:          t.spec,
 		Source:        source,
 		SystemdCgroup: t.opts.SystemdCgroup,
 		NoPivotRoot:   t.opts.NoPivotRoot,
@@ -181,105 +209,19 @@ func (t *task) build(ctx context.Context, spec *specs.Spec, restore *fastfreeze.
 	if err != nil {
 		return fmt.Errorf("OCI runtime create failed: %w", err)
 	}
-	t.c = c
-
-	if t.wiring, err = t.init.wire(ctx, t.ns, t.id, t.owner()); err != nil {
-		return fmt.Errorf("failed to create init process I/O: %w", err)
-	}
-	if t.plain != nil {
-		return t.plain.prepare(spec, t.wiring)
-	}
-
-	var args []string
-	var extra []*os.File
-	if t.settings.Mode == ModeFastFreeze {
-		t.engine, err = fastfreeze.New(fastfreeze.Config{
-			ID:            t.id,
-			Namespace:     t.ns,
-			Bundle:        t.bundle,
-			Image:         spec.Annotations["io.kubernetes.cri.image-name"],
-			Args:          spec.Process.Args,
-			Terminal:      t.init.addr.Terminal,
-			KeepTCP:       t.settings.TCP == TCPKeep,
-			OwnPids:       c.OwnPidNamespace(),
-			OwnIPC:        fastfreeze.OwnIPC(spec),
-			Tmpfs:         fastfreeze.OwnTmpfs(spec),
-			Checkpoint:    restore,
-			CriuWorkPath:  t.opts.CriuWorkPath,
-			CgroupFolders: c.CgroupPaths,
-		})
-		if err != nil {
-			return err
-		}
-		args, extra = t.engine.Args(), t.engine.Files()
-	}
-	proc, err := container.NewProcess(spec.Process, true, t.wiring.io, args, extra...)
-	if err != nil {
-		return err
-	}
-	if err := c.Start(proc); err != nil {
-		return fmt.Errorf("OCI runtime create failed: %w", err)
-	}
-	t.init.run(proc)
-	t.cgroup = loadCgroup(ctx, proc.Pid)
-	if err := t.wiring.connect(ctx, t.consoles, t.ns, t.id); err != nil {
-		return err
-	}
-	if err := writePid(t.bundle, proc.Pid); err != nil {
-		return err
-	}
-	t.wiring.release()
-	if t.engine == nil {
-		return nil
-	}
-	if err := t.engine.Spawned(proc.Pid); err != nil {
-		return err
-	}
-	// startContainer hooks are run by what Release lets go on, so they put
-	// PID 1 off until Start.
-	if c.HasStartHooks() {
-		return nil
-	}
-	return t.awaken(ctx)
-}
-
-// awaken lets PID 1 run, and waits until it is ready for an application.
-func (t *task) awaken(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
-	defer cancel()
-	if err := t.c.Release(); err != nil {
-		return fmt.Errorf("OCI runtime create failed: %w", err)
-	}
-	if err := t.engine.Ready(ctx); err != nil {
-		return fmt.Errorf("OCI runtime create failed: unable to start container process: %w", err)
-	}
-	return nil
+	inc := &incarnation{c: c}
+	t.inc.Store(inc)
+	return t.first(ctx, inc)
 }
 
 func (t *task) owner() stdio.Owner {
 	return stdio.Owner{UID: int(t.opts.IoUid), GID: int(t.opts.IoGid)}
 }
 
-// demolish takes down a container that never came to life or whose task is
-// being deleted; its first process may still run.
+// demolish takes down a container that never came to life; its first process may
+// still run.
 func (t *task) demolish(ctx context.Context) error {
-	var errs []error
-	if t.init.pid() > 0 {
-		select {
-		case <-t.init.done:
-		default:
-			if err := t.c.Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-				errs = append(errs, err)
-			}
-			status, err := t.init.proc.Wait()
-			if err != nil {
-				errs = append(errs, err)
-			}
-			t.init.exit(status)
-		}
-	}
-	errs = append(errs, t.dismantle(ctx))
-	return errors.Join(errs...)
+	return errors.Join(t.takeDown(), t.dismantle(ctx))
 }
 
 // dismantle gives up all that an ended container held.
@@ -292,13 +234,17 @@ func (t *task) dismantle(ctx context.Context) error {
 	if t.wiring != nil {
 		t.wiring.abandon()
 	}
-	if t.engine != nil {
-		t.engine.Close()
-	}
-	if t.c != nil {
-		if err := t.c.Destroy(); err != nil {
+	t.retire(ctx)
+	if inc := t.inc.Load(); inc != nil {
+		if inc.engine != nil {
+			inc.engine.Close()
+		}
+		if err := inc.c.Destroy(); err != nil {
 			errs = append(errs, fmt.Errorf("failed to delete task: %w", err))
 		}
+	}
+	if t.image != nil {
+		t.image.Checkpoint.Close()
 	}
 	if err := t.unmountRootfs(); err != nil {
 		log.G(ctx).WithError(err).Warn("failed to cleanup rootfs mount")
@@ -333,21 +279,34 @@ func (t *task) start(ctx context.Context, announce func(pid int)) error {
 }
 
 func (t *task) launch(ctx context.Context) error {
+	inc := t.inc.Load()
 	switch {
 	case t.plain != nil:
 		return t.restorePlain(ctx)
-	case t.engine == nil:
-		if err := t.c.Release(); err != nil {
+	case inc.engine == nil:
+		if err := inc.c.Release(); err != nil {
 			return fmt.Errorf("OCI runtime start failed: %w", err)
 		}
 		return nil
+	case t.restores && t.image == nil:
+		return fmt.Errorf("start %s: its checkpoint was given up: delete the task and create it anew: %w", t.id, errdefs.ErrFailedPrecondition)
 	}
-	if t.c.HasStartHooks() {
-		if err := t.awaken(ctx); err != nil {
+	if inc.c.HasStartHooks() {
+		if err := t.awaken(ctx, inc); err != nil {
 			return err
 		}
 	}
-	return t.engine.Launch(ctx)
+	if err := t.svc.Boot(ctx, t.image); err != nil {
+		return err
+	}
+	if t.image != nil {
+		t.image.Checkpoint.Close()
+		t.image = nil
+	}
+	if t.heart != nil {
+		t.heart.beat(inc)
+	}
+	return nil
 }
 
 func (t *task) pause(ctx context.Context) error {
@@ -359,21 +318,26 @@ func (t *task) pause(ctx context.Context) error {
 	if err := t.allow("pause"); err != nil {
 		return err
 	}
-	if err := t.freeze(StatePausing); err != nil {
+	if err := t.freeze(ctx, StatePausing); err != nil {
 		t.to(StateRunning)
 		return fmt.Errorf("freeze the container: %w", err)
 	}
 	t.to(StatePaused)
+	if t.svc != nil {
+		t.svc.Paused()
+	}
 	return nil
 }
 
 // freeze moves on to a state in which no process is started any more, and
 // freezes the container.
-func (t *task) freeze(next State) error {
-	t.freezing.Lock()
-	defer t.freezing.Unlock()
+func (t *task) freeze(ctx context.Context, next State) error {
+	if err := t.gate.Acquire(ctx, wholeGate); err != nil {
+		return fmt.Errorf("wait for processes that are being put into the container: %w", err)
+	}
+	defer t.gate.Release(wholeGate)
 	t.to(next)
-	return t.c.Pause()
+	return t.container().Pause()
 }
 
 func (t *task) resume(ctx context.Context) error {
@@ -385,14 +349,38 @@ func (t *task) resume(ctx context.Context) error {
 	if err := t.allow("resume"); err != nil {
 		return err
 	}
-	if err := t.c.Resume(); err != nil {
+	if err := t.container().Resume(); err != nil {
 		return fmt.Errorf("thaw the container: %w", err)
 	}
 	t.to(StateRunning)
+	if t.svc != nil {
+		t.svc.Resumed()
+	}
 	return nil
 }
 
-func (t *task) update(ctx context.Context, r *specs.LinuxResources) error {
+// update changes the container's limits, and by annotations how its service is
+// run, or whether.
+func (t *task) update(ctx context.Context, r *specs.LinuxResources, decoder Decoder, annotations map[string]string) error {
+	if r != nil {
+		if err := t.limit(ctx, r); err != nil {
+			return err
+		}
+	}
+	set, changed, err := decoder.Update(t.current(), annotations)
+	if err != nil || len(changed) == 0 {
+		return err
+	}
+	if t.svc == nil {
+		return fmt.Errorf("annotation %s: the container runs without FastFreeze: %w", changed[0], errdefs.ErrFailedPrecondition)
+	}
+	if err := set.check(t.node); err != nil {
+		return err
+	}
+	return t.svc.Update(ctx, set.service(), slices.Contains(changed, "io.fastmig.startup"))
+}
+
+func (t *task) limit(ctx context.Context, r *specs.LinuxResources) error {
 	release, err := t.acquire(ctx)
 	if err != nil {
 		return err
@@ -401,7 +389,7 @@ func (t *task) update(ctx context.Context, r *specs.LinuxResources) error {
 	if err := t.allow("update"); err != nil {
 		return err
 	}
-	return t.c.Update(r)
+	return t.container().Update(r)
 }
 
 // kill needs no operation lock: it is how a user gets out of one that hangs.
@@ -409,18 +397,27 @@ func (t *task) kill(ctx context.Context, sig unix.Signal, all bool) error {
 	if err := t.allow("kill"); err != nil {
 		return err
 	}
+	engine := t.engine()
+	if t.svc != nil && (sig == unix.SIGTERM || sig == unix.SIGQUIT) {
+		t.svc.Ending(ctx)
+	}
 	switch {
 	case t.init.pid() == 0:
 		// A plain container that waits for its restore has no process yet.
 		return fmt.Errorf("process not created: %w", errdefs.ErrFailedPrecondition)
 	case sig == unix.SIGKILL:
-		return t.c.Signal(sig)
-	case all && t.engine != nil:
-		return t.c.SignalAll(sig, t.init.pid())
+		t.ending.Store(true)
+		err := t.container().Signal(sig)
+		if errdefs.IsNotFound(err) && t.svc != nil && t.svc.Recovering() {
+			return nil // the next PID 1 will not live
+		}
+		return err
+	case all && engine != nil:
+		return t.container().SignalAll(sig, t.init.pid())
 	case all:
-		return t.c.SignalAll(sig)
-	case t.engine != nil && t.engine.Launched():
-		return t.engine.Signal(sig)
+		return t.container().SignalAll(sig)
+	case engine != nil && engine.AppPid() != 0:
+		return engine.Signal(sig)
 	default:
 		return t.init.signal(sig)
 	}
@@ -441,7 +438,8 @@ func (t *task) delete(ctx context.Context) error {
 			t.init.exit(0)
 			t.to(StateStopped)
 		} else {
-			if err := t.c.Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+			t.ending.Store(true)
+			if err := t.container().Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 				return err
 			}
 			wait, cancel := context.WithTimeout(ctx, killTimeout)

@@ -218,9 +218,15 @@ func (c *container) receive(want initproto.Type) initproto.Message {
 
 func (c *container) send(m initproto.Message) {
 	c.t.Helper()
+	c.sendWith(m)
+}
+
+// sendWith sends a message and the descriptors that it needs.
+func (c *container) sendWith(m initproto.Message, files ...*os.File) {
+	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := c.conn.Send(ctx, m); err != nil {
+	if err := c.conn.Send(ctx, m, files...); err != nil {
 		c.t.Fatal(err)
 	}
 }

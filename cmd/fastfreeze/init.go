@@ -24,15 +24,17 @@ type pid1 struct {
 	app   int             // the application's pid in all states but idle
 	flags initproto.Flags // of the message that brought the application
 
-	name      string // the application's argv[0]
-	searchIn  string // PATH
-	lookup    *lookupError
-	spawn     spawner
-	execPipe  int // reading end of failPipe while starting, else -1
-	socket    int // -1: the shim is away
-	childFd   int // signalfd of SIGCHLD
-	signalFd  int // signalfd of all other signals
-	exitCode  int // in state ending
+	dropped   bool         // the stdio is let go of
+	searchIn  string       // PATH
+	lookup    *lookupError // of the container's own command
+	spawn     spawner      // for the container's own command
+	command   command      // another one, while it is being started
+	name      string       // argv[0] of the application that is being started
+	execPipe  int          // reading end of failPipe while starting, else -1
+	socket    int          // -1: the shim is away
+	childFd   int          // signalfd of SIGCHLD
+	signalFd  int          // signalfd of all other signals
+	exitCode  int          // in state ending
 	deadline  int64
 	early     int32 // status of an application that ended while restoring
 	hasEarly  bool
@@ -64,8 +66,8 @@ func serve(args []string) {
 		prctl(prSetChildSubreaper, 1)
 	}
 	p.socket, p.execPipe = socketFd, -1
-	p.name, p.searchIn = args[3], getenv(env, "PATH")
-	p.spawn = spawner{argv: vector(args[3:]), envp: vector(env), mask: before.mask, thpFixed: before.thpFixed}
+	p.searchIn = getenv(env, "PATH")
+	p.spawn = spawner{name: args[3], argv: vector(args[3:]), envp: vector(env), mask: before.mask, thpFixed: before.thpFixed}
 	p.takeSignals()
 	p.find()
 	ready := initproto.Message{Type: initproto.Ready}
@@ -76,11 +78,11 @@ func serve(args []string) {
 	p.loop()
 }
 
-// find looks the executable up.
+// find looks the executable of the container's own command up.
 func (p *pid1) find() {
-	path, err := lookPath(p.name, p.searchIn)
+	n, err := lookPath(p.spawn.name, p.searchIn)
 	if p.lookup = err; err == nil {
-		p.spawn.path = newCstring(path)
+		p.spawn.path = newCstring(string(candidate[:n]))
 	}
 }
 
@@ -152,7 +154,7 @@ func (p *pid1) talk(revents int16) {
 		p.flush()
 	}
 	for p.socket >= 0 {
-		n, e := sys6(sysRecvfrom, uintptr(p.socket), uintptr(unsafe.Pointer(&packet)), uintptr(len(packet)), msgDontwait|msgTrunc, 0, 0)
+		n, e := p.receive()
 		switch {
 		case e == eINTR:
 			continue
@@ -162,15 +164,18 @@ func (p *pid1) talk(revents int16) {
 			}
 			return
 		case e != 0, n == 0 && revents&(pollHup|pollRdhup) != 0:
+			received.close()
 			p.shimGone()
 			return
 		case n > len(packet):
+			received.close()
 			continue
 		}
 		// Whoever sends what this version does not know learns nothing from a dead PID 1.
 		if m, err := initproto.DecodeFromShim(packet[:n]); err == nil {
 			p.handle(&m)
 		}
+		received.close()
 		if n == 0 {
 			return
 		}
@@ -193,7 +198,7 @@ func (p *pid1) handle(m *initproto.Message) {
 	case initproto.Ping:
 		p.send(&initproto.Message{Type: initproto.Pong, Seq: m.Seq})
 	case initproto.Start:
-		p.start(m.Flags)
+		p.start(m)
 	case initproto.Adopt:
 		p.adopt(int(m.Pid), m.Flags)
 	case initproto.Restored:
@@ -202,38 +207,85 @@ func (p *pid1) handle(m *initproto.Message) {
 		p.abandon()
 	case initproto.Signal:
 		p.signal(int(m.Signo))
+	case initproto.Tie:
+		if p.hasApp() || p.state == restoring {
+			p.flags = p.flags&^initproto.Tied | m.Flags
+		}
 	}
 }
 
-// start forks the application. Up to the fork it makes no thread and allocates nothing if the executable was
-// found before (see settle.go).
-func (p *pid1) start(flags initproto.Flags) {
+// start forks the application. Up to the fork it makes no thread, and of the container's own command, if that
+// was found before, nothing is allocated (see settle.go); another command lies in memory of its own.
+func (p *pid1) start(m *initproto.Message) {
 	if p.state != idle {
 		p.startFailed(eBUSY, "starting the application: there is one already")
 		return
 	}
-	if p.lookup != nil {
-		if p.find(); p.lookup != nil {
-			p.startFailed(p.lookup.code, p.lookup.text)
-			return
+	if received.cut || received.count != m.Descriptors() {
+		p.startFailed(eMFILE, "starting the application: "+itoa(received.count)+" descriptors came, not "+itoa(m.Descriptors())+
+			": the container's limit of open files may be too low for them")
+		return
+	}
+	renew := m.Flags&initproto.NewStdio != 0
+	if p.dropped && !renew {
+		p.startFailed(eINVAL, "starting the application: the stdio was let go of when the last one ran; new descriptors must come along")
+		return
+	}
+	if p.launch(m.Flags, renew) {
+		return
+	}
+	p.name = ""
+	p.command.free()
+	if renew && p.dropped {
+		// What came is not to be held open by a container without an application.
+		dropStdio()
+	}
+}
+
+// launch does the work of start. If it fails, it has said so.
+func (p *pid1) launch(flags initproto.Flags, renew bool) bool {
+	spawn, lookup := &p.spawn, p.lookup
+	if flags&initproto.Command != 0 {
+		spawn = &p.command.spawn
+		if e, text := p.command.load(int(received.fd[received.count-1]), &p.spawn); e != 0 {
+			p.startFailed(e, text)
+			return false
 		}
+		lookup = p.command.find()
+	} else if lookup != nil {
+		p.find()
+		lookup = p.lookup
+	}
+	if lookup != nil {
+		p.startFailed(lookup.code, lookup.text)
+		return false
+	}
+	if renew {
+		for i := range 3 {
+			if _, e := sys3(sysDup3, uintptr(received.fd[i]), uintptr(i), 0); e != 0 {
+				p.startFailed(e, "starting the application: taking its descriptor "+itoa(i)+": "+e.Error())
+				return false
+			}
+		}
+		received.close()
 	}
 	if flags&initproto.Terminal != 0 {
 		dropTerminal()
 	}
 	if _, e := sys3(sysPipe2, uintptr(unsafe.Pointer(&execPipe)), oCloexec|oNonblock, 0); e != 0 {
 		p.startFailed(e, "starting the application: making a pipe: "+e.Error())
-		return
+		return false
 	}
-	p.flags, p.spawn.terminal, p.spawn.failPipe = flags, flags&initproto.Terminal != 0, int(execPipe[1])
-	pid, e := p.spawn.fork()
+	p.name, spawn.terminal, spawn.failPipe = spawn.name, flags&initproto.Terminal != 0, int(execPipe[1])
+	pid, e := spawn.fork()
 	closeFd(int(execPipe[1]))
 	if e != 0 {
 		closeFd(int(execPipe[0]))
 		p.startFailed(e, "starting the application: clone: "+e.Error())
-		return
+		return false
 	}
-	p.state, p.app, p.execPipe = starting, pid, int(execPipe[0])
+	p.state, p.app, p.flags, p.execPipe = starting, pid, flags, int(execPipe[0])
+	return true
 }
 
 var (
@@ -252,16 +304,23 @@ func (p *pid1) execDone() {
 	if n == int(unsafe.Sizeof(execFail)) {
 		p.state = idle
 		p.startFailed(execFail.code, execFail.describe(p.name))
-		return
+		if p.dropped {
+			dropStdio()
+		}
+	} else {
+		p.dropped = false
+		p.begin()
 	}
-	p.begin()
+	p.name = ""
+	p.command.free()
 }
 
 // begin: the application runs.
 func (p *pid1) begin() {
 	p.state = running
-	if p.flags&initproto.DropStdio != 0 {
+	if p.flags&(initproto.DropStdio|initproto.Terminal) == initproto.DropStdio {
 		dropStdio()
+		p.dropped = true
 	}
 	p.send(&initproto.Message{Type: initproto.Started, Pid: int32(p.app)})
 }
@@ -293,15 +352,12 @@ func (p *pid1) restored() {
 		if status, ended = p.reaped(p.app); !ended {
 			p.state = idle
 			p.startFailed(eSRCH, "adopting a restored application: process "+itoa(p.app)+" is not there")
+			p.release()
 			return
 		}
 	}
 	p.begin()
-	for sig := 1; sig <= numSig; sig++ {
-		if p.held&sigset(sig) != 0 {
-			kill(p.app, sig)
-		}
-	}
+	p.release()
 	if ended {
 		p.ended(status)
 	}
@@ -313,8 +369,18 @@ func (p *pid1) abandon() {
 		return
 	}
 	p.state = idle
+	if p.hasEarly {
+		p.forget(p.app)
+	}
+	p.release()
+}
+
+// release gives the signals that came while restoring to whom they are for.
+func (p *pid1) release() {
+	held := p.held
+	p.held = 0
 	for sig := 1; sig <= numSig; sig++ {
-		if p.held&sigset(sig) != 0 {
+		if held&sigset(sig) != 0 {
 			p.signal(sig)
 		}
 	}

@@ -1,6 +1,10 @@
 package main
 
-import "unsafe"
+import (
+	"unsafe"
+
+	"github.com/fastmig/fastmig/runtime/fastfreeze/initproto"
+)
 
 // lookupError is why the application's executable cannot be run, in the words that users of other runtimes know.
 type lookupError struct {
@@ -8,20 +12,35 @@ type lookupError struct {
 	text string
 }
 
+// candidate is where the file's name is put together, with a NUL byte behind it: PATH_MAX, the longest that the
+// kernel takes. In global memory the lives of an application leave nothing behind.
+var (
+	candidate [4096]byte
+	fileStat  [256]byte
+)
+
 // lookPath finds the executable for name as a shell does: name itself if it has a slash, else the first match
-// in the folders of path. The checks are made by the kernel with this process's rights.
-func lookPath(name, path string) (string, *lookupError) {
-	quoted := "exec: \"" + name + "\": "
+// in the folders of path. The checks are made by the kernel with this process's rights. The result stands in
+// candidate, without its NUL byte n bytes long.
+func lookPath(name, path string) (n int, _ *lookupError) {
+	// More of a name would not fit into a message.
+	quoted := name[:min(len(name), initproto.MaxText)]
 	if index(name, '/') >= 0 {
-		step, e := executable(name)
+		n, e := compose("", name)
+		stat := true
 		if e == 0 {
-			return name, nil
+			stat, e = executable()
 		}
-		return "", &lookupError{e, quoted + step + e.Error()}
+		switch {
+		case e == 0:
+			return n, nil
+		case stat:
+			return 0, &lookupError{e, "exec: \"" + quoted + "\": stat " + quoted + ": " + e.Error()}
+		}
+		return 0, &lookupError{e, "exec: \"" + quoted + "\": " + e.Error()}
 	}
-	notFound := &lookupError{eNOENT, quoted + "executable file not found in $PATH"}
 	if name == "" || name == "." || name == ".." {
-		return "", notFound
+		path = ""
 	}
 	for rest, more := path, path != ""; more; {
 		dir := rest
@@ -33,44 +52,57 @@ func lookPath(name, path string) (string, *lookupError) {
 		for len(dir) > 1 && dir[len(dir)-1] == '/' {
 			dir = dir[:len(dir)-1]
 		}
-		file := dir + "/" + name
-		switch dir {
-		case "":
-			file = "./" + name
-		case "/":
-			file = "/" + name
+		if dir == "" {
+			dir = "."
 		}
-		if _, e := executable(file); e != 0 {
+		n, e := compose(dir, name)
+		if e == 0 {
+			_, e = executable()
+		}
+		if e != 0 {
 			continue
 		}
-		if file[0] != '/' {
-			return "", &lookupError{eNOENT, quoted + "cannot run executable found relative to current directory"}
+		if candidate[0] != '/' {
+			return 0, &lookupError{eNOENT, "exec: \"" + quoted + "\": cannot run executable found relative to current directory"}
 		}
-		return file, nil
+		return n, nil
 	}
-	return "", notFound
+	return 0, &lookupError{eNOENT, "exec: \"" + quoted + "\": executable file not found in $PATH"}
 }
 
-// executable says whether file can be executed; if not, the words for the step that failed and the reason.
-func executable(file string) (string, errno) {
-	name := newCstring(file)
-	cwd := atFdcwd
-	stat := new([256]byte)
-	if _, e := sys4(sysNewfstatat, uintptr(cwd), uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(stat)), 0); e != 0 {
-		return "stat " + file + ": ", e
+// compose puts dir and name together in candidate, with a slash between them if dir needs one.
+func compose(dir, name string) (int, errno) {
+	if len(dir)+len(name)+2 > len(candidate) {
+		return 0, eNAMETOO
 	}
-	mode := *(*uint32)(unsafe.Pointer(&stat[statModeOffset]))
+	n := copy(candidate[:], dir)
+	if n > 0 && dir[n-1] != '/' {
+		candidate[n] = '/'
+		n++
+	}
+	n += copy(candidate[n:], name)
+	candidate[n] = 0
+	return n, 0
+}
+
+// executable says why the candidate cannot be executed, and whether there is no such file at all.
+func executable() (stat bool, e errno) {
+	name, cwd := &candidate, atFdcwd
+	if _, e := sys4(sysNewfstatat, uintptr(cwd), uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&fileStat)), 0); e != 0 {
+		return true, e
+	}
+	mode := *(*uint32)(unsafe.Pointer(&fileStat[statModeOffset]))
 	if mode&sIfmt == sIfdir {
-		return "", eISDIR
+		return false, eISDIR
 	}
-	_, e := sys4(sysFaccessat2, uintptr(cwd), uintptr(unsafe.Pointer(name)), xOK, atEaccess)
+	_, e = sys4(sysFaccessat2, uintptr(cwd), uintptr(unsafe.Pointer(name)), xOK, atEaccess)
 	if e == eNOSYS || e == ePERM {
 		// Old kernels and old seccomp profiles do not have the call: the permission bits are the next best.
 		if e = 0; mode&0o111 == 0 {
 			e = eACCES
 		}
 	}
-	return "", e
+	return false, e
 }
 
 // getenv gives the first value of a variable.

@@ -37,6 +37,8 @@ func (p *pid1) reap() {
 			// The pipe tells whether this was the application or a failed exec.
 			if p.execDone(); p.state == running {
 				p.ended(status)
+			} else {
+				p.forget(pid)
 			}
 		case running:
 			p.ended(status)
@@ -60,10 +62,20 @@ func (p *pid1) reaped(pid int) (status int32, ok bool) {
 	return 0, false
 }
 
+// forget takes a pid off those that ended last: the next process that has it is another one.
+func (p *pid1) forget(pid int) {
+	for i := range p.reapedPid {
+		if int(p.reapedPid[i]) == pid {
+			p.reapedPid[i] = 0
+		}
+	}
+}
+
 // ended: the application's root process is gone.
 func (p *pid1) ended(status int32) {
 	p.send(&initproto.Message{Type: initproto.Exited, Pid: int32(p.app), Status: uint32(status)})
 	p.state = idle
+	p.forget(p.app)
 	if p.flags&initproto.Tied == 0 {
 		return
 	}

@@ -5,6 +5,7 @@ import "unsafe"
 // spawner holds all that a fork and exec of the application needs, so that nothing is allocated between the
 // shim's word and the fork.
 type spawner struct {
+	name     string // argv[0]
 	path     cstring
 	argv     []*byte
 	envp     []*byte

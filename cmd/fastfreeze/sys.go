@@ -28,9 +28,19 @@ const (
 	pollNval  = 0x20
 	pollRdhup = 0x2000
 
-	msgTrunc    = 0x20
-	msgDontwait = 0x40
-	msgNosignal = 0x4000
+	msgCtrunc      = 0x8
+	msgTrunc       = 0x20
+	msgDontwait    = 0x40
+	msgNosignal    = 0x4000
+	msgCmsgCloexec = 0x40000000
+	solSocket      = 1
+	scmRights      = 1
+
+	seekEnd      = 2
+	protRead     = 0x1
+	protWrite    = 0x2
+	mapPrivate   = 0x2
+	mapAnonymous = 0x20
 
 	sigBlock   = 0
 	sigSetmask = 2

@@ -5,13 +5,16 @@ const (
 	sysRead           = 0
 	sysWrite          = 1
 	sysClose          = 3
+	sysLseek          = 8
+	sysMmap           = 9
+	sysMunmap         = 11
 	sysRtSigaction    = 13
 	sysRtSigprocmask  = 14
 	sysIoctl          = 16
 	sysSchedYield     = 24
 	sysGetpid         = 39
 	sysSendto         = 44
-	sysRecvfrom       = 45
+	sysRecvmsg        = 47
 	sysClone          = 56
 	sysExecve         = 59
 	sysWait4          = 61

@@ -10,6 +10,7 @@ const (
 	sysClose          = 57
 	sysPipe2          = 59
 	sysGetdents64     = 61
+	sysLseek          = 62
 	sysRead           = 63
 	sysWrite          = 64
 	sysPpoll          = 73
@@ -28,9 +29,11 @@ const (
 	sysPrctl          = 167
 	sysGetpid         = 172
 	sysSendto         = 206
-	sysRecvfrom       = 207
+	sysRecvmsg        = 212
+	sysMunmap         = 215
 	sysClone          = 220
 	sysExecve         = 221
+	sysMmap           = 222
 	sysWait4          = 260
 	sysExecveat       = 281
 	sysCloseRange     = 436

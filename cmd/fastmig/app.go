@@ -41,10 +41,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "fastmig: %v\nSee `fastmig --help`.\n", err)
 		return exitUsage
 	case ctx.Err() != nil:
-		fmt.Fprintln(stderr, "fastmig: interrupted:", err)
+		if !errors.Is(err, errSaid) {
+			fmt.Fprintln(stderr, "fastmig: interrupted:", cleanLines(err.Error()))
+		}
 		return exitInterrupted
 	case !errors.Is(err, errSaid):
-		fmt.Fprintln(stderr, "fastmig:", err)
+		fmt.Fprintln(stderr, "fastmig:", cleanLines(err.Error()))
 	}
 	return exitFailed
 }
@@ -53,12 +55,16 @@ func newApp(stdout, stderr io.Writer) *cli.Command {
 	app := &cli.Command{
 		Name:  "fastmig",
 		Usage: "containers whose service can be checkpointed, restored and moved while they stay",
-		Description: `A node needs two things: the shim, and the toolkit that this command installs.
+		Description: `A node needs two things: the shim, and the toolkit that this command installs. A container under the
+shim has two lives: its own, which is containerd's affair, and its service's, which is this command's.
 
 Examples:
    fastmig check               what can this node do, and what is in the way?
    sudo fastmig install        lay out the toolkit (` + toolkit.DefaultRoot + `)
    ctr run --runtime io.containerd.fastmig.v2 IMAGE NAME
+   sudo fastmig ps             what runs?
+   sudo fastmig checkpoint NAME --image-url node:NAME
+   sudo fastmig restore NAME --image-url node:NAME
 
 ` + toolkit.RootEnv + ` names another folder for the toolkit, for this command and for the shim.
 Shell completion: source <(fastmig completion bash), also zsh, fish, pwsh.
@@ -73,7 +79,11 @@ Exit codes: 0 done, 1 failed or (check) a verdict is no, 2 wrong usage, 130 inte
 		ConfigureShellCompletionCommand: func(c *cli.Command) {
 			c.Hidden = false
 		},
-		Commands: []*cli.Command{installCommand(), uninstallCommand(), checkCommand(), versionCommand()},
+		Commands: []*cli.Command{
+			installCommand(), uninstallCommand(), checkCommand(), versionCommand(),
+			psCommand(), statusCommand(), eventsCommand(),
+			checkpointCommand(), restoreCommand(), startCommand(), stopCommand(), standbyCommand(),
+		},
 		Action: func(_ context.Context, cmd *cli.Command) error {
 			if name := cmd.Args().First(); name != "" {
 				return usageError{fmt.Errorf("there is no command %q", name)}
@@ -84,13 +94,10 @@ Exit codes: 0 done, 1 failed or (check) a verdict is no, 2 wrong usage, 130 inte
 	for _, cmd := range append(app.Commands, app) {
 		cmd.OnUsageError = func(_ context.Context, _ *cli.Command, err error, _ bool) error { return usageError{err} }
 	}
-	for _, cmd := range app.Commands {
-		cmd.Action = withoutArguments(cmd.Action)
-	}
 	return app
 }
 
-// withoutArguments refuses what stands behind a verb's flags: no verb takes any.
+// withoutArguments refuses what stands behind the flags of a verb that takes nothing there.
 func withoutArguments(action cli.ActionFunc) cli.ActionFunc {
 	return func(ctx context.Context, cmd *cli.Command) error {
 		if first := cmd.Args().First(); first != "" {

@@ -28,7 +28,7 @@ Examples:
 			rootFlag(),
 			&cli.BoolFlag{Name: "json", Usage: "print the report as JSON; its names are stable"},
 		},
-		Action: func(ctx context.Context, cmd *cli.Command) error {
+		Action: withoutArguments(func(ctx context.Context, cmd *cli.Command) error {
 			report, err := node.Inspect(ctx, nodeOptions(cmd.String("root")))
 			if err != nil {
 				return err
@@ -45,7 +45,7 @@ Examples:
 				err = errSaid
 			}
 			return err
-		},
+		}),
 	}
 }
 

@@ -31,7 +31,7 @@ Examples:
 			&cli.StringFlag{Name: "fastfreeze", Usage: "take fastfreeze from `PATH` instead of beside this command", TakesFile: true},
 			quietFlag(),
 		},
-		Action: func(ctx context.Context, cmd *cli.Command) error {
+		Action: withoutArguments(func(ctx context.Context, cmd *cli.Command) error {
 			_, err := toolkit.Install(ctx, toolkit.InstallOptions{
 				Root:           cmd.String("root"),
 				CriuFrom:       cmd.String("criu"),
@@ -39,6 +39,6 @@ Examples:
 				Progress:       progressTo(cmd),
 			})
 			return err
-		},
+		}),
 	}
 }

@@ -1,7 +1,7 @@
 //go:build linux
 
 // Command fastmig is the operator's command: it installs what FastMig needs on
-// a node and says what the node can do.
+// a node, says what the node can do, and speaks to the containers' services.
 //
 // Exit codes: 0 done; 1 failed, or the node cannot do what check looks for;
 // 2 wrong usage; 130 interrupted.
@@ -15,9 +15,15 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	// After the first signal the default action is back: a second one ends at once.
-	context.AfterFunc(ctx, stop)
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		// First the default action is back, then the work ends: a second signal ends the
+		// command at once, whenever it comes.
+		signal.Stop(signals)
+		cancel()
+	}()
 	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
 }

@@ -25,13 +25,13 @@ Example:
 			&cli.BoolFlag{Name: "force", Usage: "remove it even while containers run with it"},
 			quietFlag(),
 		},
-		Action: func(ctx context.Context, cmd *cli.Command) error {
+		Action: withoutArguments(func(ctx context.Context, cmd *cli.Command) error {
 			root := cmd.String("root")
 			if err := toolkit.Uninstall(ctx, toolkit.UninstallOptions{Root: root, Force: cmd.Bool("force")}); err != nil {
 				return err
 			}
 			fmt.Fprintf(progressTo(cmd), "toolkit: removed from %s\n", root)
 			return nil
-		},
+		}),
 	}
 }

@@ -18,10 +18,10 @@ func versionCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "version",
 		Usage: "print this command's version",
-		Action: func(_ context.Context, cmd *cli.Command) error {
+		Action: withoutArguments(func(_ context.Context, cmd *cli.Command) error {
 			_, err := fmt.Fprintf(cmd.Root().Writer, "fastmig %s %s/%s %s\n", version(), runtime.GOOS, runtime.GOARCH, runtime.Version())
 			return err
-		},
+		}),
 	}
 }
 

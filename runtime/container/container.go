@@ -11,9 +11,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/cgroups"
 	// The device rules of both cgroup versions, which libcontainer leaves to
 	// its user to link.
 	_ "github.com/opencontainers/cgroups/devices"
@@ -56,6 +58,37 @@ type Config struct {
 type Container struct {
 	lc     *libcontainer.Container
 	config Config
+	// group is the cgroup, past libcontainer's lock, which the start of a process
+	// holds.
+	group cgroups.Manager
+	// spaces are the namespaces as the spec has them.
+	spaces configs.Namespaces
+
+	// mu serialises what libcontainer's own lock does not: see Update, and Renew.
+	mu sync.Mutex
+	// pins are the namespaces that the first process is yet to join.
+	pins *Pins
+	// replaced is set by Renew.
+	replaced bool
+}
+
+// wrap takes libcontainer's container.
+func wrap(lc *libcontainer.Container, c Config) (*Container, error) {
+	st, err := lc.State()
+	if err != nil {
+		return nil, err
+	}
+	// Its own copy: the manager writes the freezer's state into the resources.
+	group := *st.Config.Cgroups
+	if group.Resources != nil {
+		res := *group.Resources
+		group.Resources = &res
+	}
+	m, err := manager.NewWithPaths(&group, st.CgroupPaths)
+	if err != nil {
+		return nil, fmt.Errorf("find the cgroup of %s: %w", c.ID, err)
+	}
+	return &Container{lc: lc, config: c, group: m, spaces: st.Config.Namespaces}, nil
 }
 
 // Create lays out the container's state and cgroup; no process runs yet.
@@ -93,7 +126,7 @@ func Create(c Config) (*Container, error) {
 		}
 		return nil, err
 	}
-	return &Container{lc: lc, config: c}, nil
+	return wrap(lc, c)
 }
 
 func (c Config) libcontainer(spec *specs.Spec) (*configs.Config, error) {
@@ -120,7 +153,7 @@ func Load(root, id string) (*Container, error) {
 		}
 		return nil, err
 	}
-	return &Container{lc: lc, config: Config{Root: root, ID: id}}, nil
+	return wrap(lc, Config{Root: root, ID: id})
 }
 
 func validate(spec *specs.Spec) error {
@@ -212,8 +245,17 @@ func (c *Container) ID() string { return c.config.ID }
 // in a running container. For the first one it returns when the container
 // stands and the process waits for Release.
 func (c *Container) Start(p *Process) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.replaced {
+		return c.gone()
+	}
 	if err := c.lc.Start(&p.lp); err != nil {
 		return fmt.Errorf("unable to start container process: %w", err)
+	}
+	if p.lp.Init {
+		c.pins.Close()
+		c.pins = nil
 	}
 	return p.started()
 }
@@ -319,7 +361,19 @@ func (c *Container) CgroupPaths() (map[string]string, error) {
 // Destroy removes the container's cgroup and state and runs its poststop
 // hooks. The first process must have ended.
 func (c *Container) Destroy() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.replaced {
+		return c.gone()
+	}
+	c.pins.Close()
+	c.pins = nil
 	return c.lc.Destroy()
+}
+
+// gone is the error of a container that another has taken the place of.
+func (c *Container) gone() error {
+	return fmt.Errorf("container %s was renewed: use what Renew returned: %w", c.config.ID, errdefs.ErrFailedPrecondition)
 }
 
 // Kill ends every process of the container and waits until the first is gone.

@@ -110,25 +110,33 @@ func (p *Process) started() error {
 	return nil
 }
 
-// Wait blocks until the process has ended and returns its exit status, 128+n
-// for one that signal n ended. To be called once for every started process.
-func (p *Process) Wait() (int, error) {
+// Ended is how a process ended.
+type Ended struct {
+	// Status is its exit code, 128+n for one that signal n ended.
+	Status int
+	// Signaled says that a signal ended it: a program may also exit with 128+n.
+	Signaled bool
+}
+
+// Wait blocks until the process has ended. To be called once for every started
+// process. With an error, Status is 255.
+func (p *Process) Wait() (Ended, error) {
 	st, err := p.lp.Wait()
 	if err != nil {
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) {
-			return 255, fmt.Errorf("wait for process %d: %w", p.Pid, err)
+			return Ended{Status: 255}, fmt.Errorf("wait for process %d: %w", p.Pid, err)
 		}
 		st = exit.ProcessState
 	}
 	ws, ok := st.Sys().(syscall.WaitStatus)
 	if !ok {
-		return st.ExitCode(), nil
+		return Ended{Status: st.ExitCode()}, nil
 	}
 	if ws.Signaled() {
-		return 128 + int(ws.Signal()), nil
+		return Ended{Status: 128 + int(ws.Signal()), Signaled: true}, nil
 	}
-	return ws.ExitStatus(), nil
+	return Ended{Status: ws.ExitStatus()}, nil
 }
 
 // Signal sends a signal to the process; ErrNotFound if it has ended.

@@ -11,6 +11,11 @@ import (
 
 // Update changes the container's limits to those in r; what r leaves out stays.
 func (c *Container) Update(r *specs.LinuxResources) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.replaced {
+		return c.gone()
+	}
 	cfg := c.lc.Config()
 	// Config is a shallow copy: the resources must not change before Set
 	// has accepted them.
@@ -25,7 +30,13 @@ func (c *Container) Update(r *specs.LinuxResources) error {
 	// Device rules cannot be changed by an update; leaving them alone keeps
 	// what others (GPU plugins) have added.
 	res.SkipDevices = true
-	return c.lc.Set(cfg)
+	// Nor is the container to be paused or resumed by one: libcontainer has the last
+	// pause's state in there.
+	res.Freezer = cgroups.Undefined
+	err := c.lc.Set(cfg)
+	// With it libcontainer would start no process any more.
+	res.SkipDevices = false
+	return err
 }
 
 func merge(res *cgroups.Resources, r *specs.LinuxResources) error {

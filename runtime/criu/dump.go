@@ -100,9 +100,17 @@ func (t *Tool) Dump(ctx context.Context, o DumpOptions) (DumpResult, error) {
 		return DumpResult{}, err
 	}
 	s.env = append(s.env, "FASTMIG_SOFT_CANCEL=1")
+	journal, err := s.keepJournal(o.FreezeCgroup)
+	if err != nil {
+		return DumpResult{}, err
+	}
+	defer journal.close()
 	mark := logEnd(o.Log)
 	req := &rpc.CriuReq{Type: ptr(rpc.CriuReqType_DUMP), Opts: opts}
 	out, err := s.run(ctx, req, o.Notify, t.stopDump)
+	if rerr := journal.repair(refreeze); rerr != nil {
+		out.err = errors.Join(out.err, rerr)
+	}
 	if err != nil {
 		return DumpResult{}, errors.Join(err, refreeze())
 	}

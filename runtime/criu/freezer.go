@@ -22,6 +22,22 @@ type cgroup struct {
 	v2     bool
 }
 
+// Freezer is a cgroup that can be frozen.
+type Freezer struct{ c cgroup }
+
+// OpenFreezer takes an open cgroup folder: of v1's freezer hierarchy or of v2. The folder stays
+// the caller's to close. Errors: InvalidArgument if it cannot be frozen.
+func OpenFreezer(folder *os.File) (Freezer, error) {
+	c, err := openFreezer(folder)
+	return Freezer{c}, err
+}
+
+// Freeze returns when every task of the cgroup and of those below it stands still, or ctx ends.
+func (f Freezer) Freeze(ctx context.Context) error { return f.c.freezeAndWait(ctx) }
+
+// Thaw lets them go on, but for those below a cgroup that is frozen itself.
+func (f Freezer) Thaw() error { return f.c.thaw() }
+
 func openFreezer(folder *os.File) (cgroup, error) {
 	dir, err := rawFd(folder)
 	if err != nil {

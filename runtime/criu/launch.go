@@ -20,6 +20,7 @@ type process struct {
 	ended  chan struct{} // closed after status is set
 	status syscall.WaitStatus
 	err    error
+	step   func(pid int) bool // see Tool.step
 }
 
 // fdTable collects the descriptors of a child; the index is the child's number.
@@ -50,7 +51,11 @@ type command struct {
 // namespaces, the mount namespace excepted, and that is thrown away afterwards: a thread
 // that once joined cannot come back, and one whose children go to another pid namespace
 // cannot start threads (pid_namespaces(7)). Nothing but raw system calls runs on it.
-func spawn(cmd command, place Place) (*process, error) {
+func spawn(cmd command, place Place) (*process, error) { return spawnWatched(cmd, place, nil, nil) }
+
+// spawnWatched has dying called when the process was killed and before it lets go of anything:
+// what it traces is still held then.
+func spawnWatched(cmd command, place Place, dying func(), step func(pid int) bool) (*process, error) {
 	joins, err := place.Namespaces.joins()
 	if err != nil {
 		return nil, err
@@ -106,11 +111,17 @@ func spawn(cmd command, place Place) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{pid: pid, ended: make(chan struct{})}
+	p := &process{pid: pid, ended: make(chan struct{}), step: step}
 	if pidfd >= 0 {
 		p.pidfd = os.NewFile(uintptr(pidfd), "pidfd:"+strconv.Itoa(pid))
 	}
-	go p.wait()
+	if dying != nil {
+		watching := make(chan struct{})
+		go p.watch(dying, watching)
+		<-watching
+	} else {
+		go p.wait()
+	}
 	return p, nil
 }
 

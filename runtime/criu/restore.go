@@ -22,6 +22,9 @@ type RestoreOptions struct {
 	Place Place
 	// Images is the folder that a dump wrote.
 	Images *os.File
+	// Pages is the folder with the page files (pages-*.img) that are not in Images; nil: all
+	// are. It may belong to the container: what is in them is the processes' memory.
+	Pages *os.File
 	// Log takes CRIU's log. It is appended to, and read again when the restore fails.
 	Log *os.File
 	// Pid is the expected root of the tree, in the container's pid namespace; 0: any.
@@ -193,6 +196,11 @@ func (t *Tool) restoreRequest(ctx context.Context, s *session, o RestoreOptions)
 	}
 	if err := s.loadTmpfs(o, opts.GetImagesDir()); err != nil {
 		return nil, err
+	}
+	if o.Pages != nil {
+		if _, err := s.tell("FASTMIG_PAGES_FD", o.Pages); err != nil {
+			return nil, err
+		}
 	}
 	opts.ShellJob = ptr(o.ShellJob)
 	opts.FileLocks = ptr(o.FileLocks)

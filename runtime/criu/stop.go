@@ -26,9 +26,8 @@ const (
 )
 
 // stopDump asks CRIU to give up: the code of preload/preload.c lets its next step fail, and
-// CRIU takes its code out of the processes and lets them go. A CRIU that is killed leaves
-// that code to end by itself when it loses its socket: seen to work, but its memory stays
-// mapped in the application.
+// CRIU takes its code out of the processes and lets them go. What a CRIU that is killed leaves
+// in them is taken out by repair.go.
 func (t *Tool) stopDump(p *process) {
 	_ = p.signal(unix.SIGTERM)
 	select {
@@ -135,6 +134,10 @@ func descendants(root int) []int {
 	}
 	return all
 }
+
+// Children lists the children of a process, those that have ended and are not yet reaped too.
+// The list is not made at one instant: who needs to be sure opens a pidfd and looks again.
+func Children(pid int) []int { return childrenOf(pid) }
 
 // childrenOf reads /proc/PID/task/TID/children of each thread, see proc(5).
 func childrenOf(pid int) []int {

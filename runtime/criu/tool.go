@@ -44,6 +44,9 @@ type Tool struct {
 	config Config
 	// grace is stopGrace, but for tests.
 	grace time.Duration
+	// step, for tests, is called at the beginning and end of each system call of a CRIU that
+	// dumps a frozen container.
+	step func(pid int) (killed bool)
 
 	mu   sync.Mutex
 	kdat *os.File // guarded by mu: sealed memfd with the kernel probe, nil before the first
@@ -98,6 +101,8 @@ type session struct {
 	mapped *os.File // the images' folder with mapped ids, or nil
 	// process is set before the conversation begins.
 	process *process
+	// dying, if not nil, is called when CRIU was killed and still holds the processes.
+	dying func()
 }
 
 // newSession lays out CRIU's descriptors; more can be added with fd before run.
@@ -214,7 +219,7 @@ func (s *session) start() (*process, error) {
 		}
 	}
 	base := selfFd(s.folder) + "/"
-	return spawn(command{
+	return spawnWatched(command{
 		path: base + loaderName,
 		argv: []string{
 			"criu", "--inhibit-cache", "--library-path", base + libraryDir, "--preload", base + preloadName,
@@ -225,7 +230,7 @@ func (s *session) start() (*process, error) {
 		},
 		env: append([]string{"PATH=" + nowhere, "LC_ALL=C", fmt.Sprintf("FASTMIG_CLOSE_FROM=%d", len(s.fds.raw))}, s.env...),
 		fds: s.fds,
-	}, s.place)
+	}, s.place, s.dying, s.tool.step)
 }
 
 // outcome is what a CRIU that has ended left behind.

@@ -28,18 +28,35 @@ const dumpTimeout = 30 * time.Second
 // container for ever. Ten seconds are enough for a GiB of memory.
 const criuTimeout = 30 * time.Minute
 
-// CheckpointRequest says where a checkpoint goes.
+// Staging is a checkpoint in the making.
+type Staging interface {
+	// File is the folder to dump into. It belongs to the Staging.
+	File() *os.File
+	// Commit makes the checkpoint exist, as a whole.
+	Commit(context.Context, *image.Manifest) error
+	// Abort removes all of it; after Commit succeeded it does nothing.
+	Abort() error
+}
+
+// CheckpointRequest says what a checkpoint is to be.
 type CheckpointRequest struct {
-	// Dir is the folder; it must be empty, or not exist.
-	Dir string
+	// Stage prepares the place that it goes to.
+	Stage func() (Staging, error)
 	// WorkDir is where CRIU's log goes; empty: the bundle.
 	WorkDir string
-	// KeepTCP puts established TCP connections into the checkpoint, as
-	// Config.KeepTCP does for all of the container's.
+	// KeepTCP puts established TCP connections into the checkpoint. Those of an
+	// application that was launched with KeepTCP are put there anyhow.
 	KeepTCP bool
 	// ExternalUnix lets the application have unix sockets whose other end is
 	// outside; they are restored unconnected.
 	ExternalUnix bool
+	Progress     Progress
+}
+
+// CheckpointResult is a checkpoint that was written.
+type CheckpointResult struct {
+	Manifest *image.Manifest
+	Bytes    int64 // of all its files
 }
 
 // tools are one CRIU each for every path of the toolkit, shared by the shim's
@@ -83,91 +100,132 @@ func (e *Engine) criu() (*criuTool, error) {
 	return tools.byPath[path], nil
 }
 
-// Checkpoint writes the application's state into a folder and leaves the
-// application as it is. The container must be frozen, and stays so. The folder
-// becomes a checkpoint as a whole or is left as it was.
-func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (err error) {
-	pid := e.appPid()
+// Checkpoint writes the application's state to where the request says and leaves
+// the application as it is. The container must be frozen, and stays so. The
+// checkpoint comes to be as a whole or not at all.
+func (e *Engine) Checkpoint(ctx context.Context, req CheckpointRequest) (CheckpointResult, error) {
+	r, err := e.checkpoint(ctx, req)
+	if err != nil {
+		return CheckpointResult{}, fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
+	}
+	return r, nil
+}
+
+func (e *Engine) checkpoint(ctx context.Context, req CheckpointRequest) (_ CheckpointResult, err error) {
+	pid := e.AppPid()
 	if pid == 0 {
-		return fmt.Errorf("no application runs in the container: %w", errdefs.ErrFailedPrecondition)
+		return CheckpointResult{}, fmt.Errorf("no application runs in the container: %w", errdefs.ErrFailedPrecondition)
 	}
 	if !e.cfg.OwnPids {
-		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, errSharedPids)
+		return CheckpointResult{}, errSharedPids
 	}
 	tmpfs, err := e.tmpfs()
 	if err != nil {
-		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
+		return CheckpointResult{}, err
 	}
 	tool, err := e.criu()
 	if err != nil {
-		return err
+		return CheckpointResult{}, err
 	}
-	stage, err := image.Stage(req.Dir)
+	stage, err := req.Stage()
 	if err != nil {
-		return err
+		return CheckpointResult{}, err
 	}
 	defer func() {
 		if aerr := stage.Abort(); aerr != nil && err != nil {
 			err = errors.Join(err, aerr)
 		}
 	}()
+	e.mu.Lock()
+	life := life{pid: pid, args: e.args, stdio: e.stdio, keepTCP: e.keepTCP || req.KeepTCP, tmpfs: tmpfs, criu: tool.version}
+	e.mu.Unlock()
+
+	bounded, cancel := context.WithTimeout(ctx, criuTimeout)
+	defer cancel()
+	if life.clocks, err = e.dump(bounded, tool, req, life, stage.File()); err != nil {
+		return CheckpointResult{}, err
+	}
+	m, err := e.describe(life, stage.File())
+	if err != nil {
+		return CheckpointResult{}, err
+	}
+	return commit(bounded, stage, m, req.Progress)
+}
+
+// life is what a checkpoint has to know about the application.
+type life struct {
+	pid     int
+	args    []string
+	stdio   [3]stream
+	keepTCP bool
+	tmpfs   []string
+	criu    string
+	clocks  image.Clocks
+}
+
+// dump has CRIU write the images. It tells when that began.
+func (e *Engine) dump(ctx context.Context, tool *criuTool, req CheckpointRequest, app life, images *os.File) (image.Clocks, error) {
 	logFile, err := e.openLog(req.WorkDir, "dump")
 	if err != nil {
-		return err
+		return image.Clocks{}, err
 	}
 	defer logFile.Close()
-
 	place, release, err := e.place(false)
 	if err != nil {
-		return err
+		return image.Clocks{}, err
 	}
 	defer release()
 	freezer, err := e.freezer()
 	if err != nil {
-		return err
+		return image.Clocks{}, err
 	}
 	defer freezer.Close()
 
-	keep := e.cfg.KeepTCP || req.KeepTCP
 	watch, watched := context.WithCancel(ctx)
 	defer watched()
 	go releaseStopped(watch, freezer)
+	defer watchDump(req.Progress, images, freezer)()
 
 	clocks := now()
-	ctx, cancel := context.WithTimeout(ctx, criuTimeout)
-	defer cancel()
-	if _, err := tool.Dump(ctx, criu.DumpOptions{
+	_, err = tool.Dump(ctx, criu.DumpOptions{
 		Place:        place,
-		Pid:          pid,
-		Images:       stage.File(),
+		Pid:          app.pid,
+		Images:       images,
 		Log:          logFile.File,
-		External:     e.external(),
+		External:     external(app.stdio),
 		FreezeCgroup: freezer,
 		OwnIPC:       e.cfg.OwnIPC,
-		Tmpfs:        tmpfs,
-		TCP:          connections(keep),
+		Tmpfs:        app.tmpfs,
+		TCP:          connections(app.keepTCP),
 		ExternalUnix: req.ExternalUnix,
 		FileLocks:    true,
 		Timeout:      dumpTimeout,
-	}); err != nil {
-		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, logFile.keep(err))
-	}
-	m, err := e.describe(pid, keep, tmpfs, tool.version, clocks, stage)
-	if err != nil {
-		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
-	}
+	})
+	return clocks, logFile.keep(err)
+}
+
+// commit makes the checkpoint exist.
+func commit(ctx context.Context, stage Staging, m *image.Manifest, progress Progress) (CheckpointResult, error) {
+	total := folderBytes(stage.File(), "")
+	progress.tell("digest", 0, total)
 	if err := stage.Commit(ctx, m); err != nil {
-		return fmt.Errorf("checkpoint %s: %w", e.cfg.ID, err)
+		return CheckpointResult{}, err
 	}
-	return nil
+	r := CheckpointResult{Manifest: m}
+	for _, f := range m.Files {
+		r.Bytes += f.Size
+	}
+	progress.tell("digest", r.Bytes, r.Bytes)
+	progress.tell("commit", r.Bytes, r.Bytes)
+	return r, nil
 }
 
 // describe writes the manifest of what CRIU has dumped.
-func (e *Engine) describe(pid int, keepTCP bool, tmpfs []string, criuVersion string, clocks image.Clocks, stage *image.Staging) (*image.Manifest, error) {
-	if err := image.RearmTimers(stage.File()); err != nil {
+func (e *Engine) describe(app life, images *os.File) (*image.Manifest, error) {
+	if err := image.RearmTimers(images); err != nil {
 		return nil, err
 	}
-	contents, err := image.Inspect(stage.File())
+	contents, err := image.Inspect(images)
 	if err != nil {
 		return nil, err
 	}
@@ -176,26 +234,26 @@ func (e *Engine) describe(pid int, keepTCP bool, tmpfs []string, criuVersion str
 		return nil, err
 	}
 	tcp := image.TCPClose
-	if keepTCP {
+	if app.keepTCP {
 		tcp = image.TCPKeep
 	}
 	return &image.Manifest{
 		Application: image.Application{
-			Args:      e.cfg.Args,
-			Pid:       pid,
+			Args:      app.args,
+			Pid:       app.pid,
 			Terminal:  e.cfg.Terminal,
 			Processes: contents.Processes,
 		},
-		Stdio:       e.stdioRecord(),
+		Stdio:       stdioRecord(app.stdio),
 		TCP:         tcp,
 		Image:       e.cfg.Image,
 		ContainerID: e.cfg.ID,
 		Namespace:   e.cfg.Namespace,
 		CPU:         host.CPU,
 		Kernel:      host.Kernel,
-		CriuVersion: criuVersion,
-		Clocks:      clocks,
-		MappedFiles: elsewhere(contents.Files, tmpfs),
+		CriuVersion: app.criu,
+		Clocks:      app.clocks,
+		MappedFiles: elsewhere(contents.Files, app.tmpfs),
 	}, nil
 }
 
@@ -211,67 +269,4 @@ func connections(keep bool) criu.Connections {
 		return criu.KeepConnections
 	}
 	return criu.CloseConnections
-}
-
-// freezer opens the cgroup folder that freezes the container.
-func (e *Engine) freezer() (*os.File, error) {
-	folders, err := e.cfg.CgroupFolders()
-	if err != nil {
-		return nil, err
-	}
-	path, ok := folders["freezer"]
-	if !ok {
-		path = folders[""]
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("open the container's freezer cgroup: %w", err)
-	}
-	return f, nil
-}
-
-// place opens the container's namespaces, and its cgroups if CRIU's children
-// are to be born into them.
-func (e *Engine) place(inside bool) (_ criu.Place, release func(), err error) {
-	var open []*os.File
-	var place criu.Place
-	release = func() {
-		place.Namespaces.Close()
-		for _, f := range open {
-			f.Close()
-		}
-	}
-	defer func() {
-		if err != nil {
-			release()
-		}
-	}()
-	if place.Namespaces, err = criu.OpenNamespaces(e.pid, e.pidfd); err != nil {
-		return place, nil, err
-	}
-	if !inside {
-		return place, release, nil
-	}
-	folders, err := e.cfg.CgroupFolders()
-	if err != nil {
-		return place, nil, err
-	}
-	seen := make(map[string]bool)
-	for controller, path := range folders {
-		if seen[path] {
-			continue
-		}
-		seen[path] = true
-		f, err := os.Open(path)
-		if err != nil {
-			return place, nil, fmt.Errorf("open the container's cgroup: %w", err)
-		}
-		open = append(open, f)
-		if controller == "" {
-			place.CgroupV2 = f
-		} else {
-			place.CgroupTasks = append(place.CgroupTasks, f)
-		}
-	}
-	return place, release, nil
 }

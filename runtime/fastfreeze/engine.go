@@ -15,11 +15,10 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
-	"github.com/fastmig/fastmig/runtime/criu"
 	"github.com/fastmig/fastmig/runtime/fastfreeze/initproto"
+	"github.com/fastmig/fastmig/runtime/image"
 	"github.com/fastmig/fastmig/runtime/romount"
 	"github.com/fastmig/fastmig/runtime/toolkit"
 )
@@ -43,11 +42,9 @@ type Config struct {
 	Bundle string
 	// Image is the image's reference, for the record.
 	Image string
-	// Args is the application's command line.
-	Args     []string
-	Terminal bool
-	// KeepTCP keeps established TCP connections through a restore.
-	KeepTCP bool
+	// Args, Env are the spec's command line and environment.
+	Args, Env []string
+	Terminal  bool
 	// OwnPids says that the container has a pid namespace of its own.
 	OwnPids bool
 	// OwnIPC says that the container has an IPC namespace of its own: System V
@@ -56,17 +53,13 @@ type Config struct {
 	// Tmpfs are the mount points of file systems in memory that the container
 	// has for itself; what is in them travels with it.
 	Tmpfs []string
-	// Checkpoint is what the application starts from; nil: from scratch. The
-	// engine takes it over.
-	Checkpoint *Checkpoint
-	// CriuWorkPath is where CRIU's log of a restore goes; empty: the bundle.
-	CriuWorkPath string
 	// CgroupFolders are the container's cgroups, by controller on v1, under
 	// "" on v2.
 	CgroupFolders func() (map[string]string, error)
 }
 
-// Engine is FastFreeze in one container.
+// Engine is FastFreeze in one container: it sets one application after the other
+// going, for as long as PID 1 lives.
 type Engine struct {
 	cfg  Config
 	tk   toolkit.Toolkit
@@ -74,15 +67,27 @@ type Engine struct {
 	sock *os.File // PID 1's end, until it has it
 	conn *link
 
-	pid   int
-	pidfd *os.File
-	stdio [3]stream
+	pid    int
+	pidfd  *os.File
+	bounds image.Rights // PID 1's, from Ready on
 
-	aside bool // PID 1 is in its own freezer cgroup; guarded by the caller's order
+	launching sync.Mutex // held by Launch and Prepare
+	aside     bool       // PID 1 is in its own freezer cgroup; guarded by launching
 
-	mu     sync.Mutex
-	app    int // the application's pid in the container; 0: none yet
-	closed bool
+	mu       sync.Mutex
+	stdio    [3]stream // PID 1's, or the application's
+	dropped  bool      // PID 1 has let go of its stdio
+	launched bool      // an application runs, or has run
+	args     []string  // the application's
+	keepTCP  bool      // as its Launch said
+	hostPid  appOnHost
+	closed   bool
+}
+
+// appOnHost is where the host sees the application.
+type appOnHost struct {
+	app, host int
+	fd        *os.File
 }
 
 // errSharedPids: the application's pids may be taken there, and CRIU would be in
@@ -111,13 +116,9 @@ func New(cfg Config) (_ *Engine, err error) {
 	e := &Engine{cfg: cfg}
 	defer func() {
 		if err != nil {
-			e.cfg.Checkpoint = nil // stays the caller's
 			e.Close()
 		}
 	}()
-	if cfg.Checkpoint != nil && !cfg.OwnPids {
-		return nil, fmt.Errorf("restore %s: %w", cfg.ID, errSharedPids)
-	}
 	if e.tk, err = toolkit.Locate(); err != nil {
 		return nil, err
 	}
@@ -152,89 +153,69 @@ func (e *Engine) Spawned(pid int) error {
 	return nil
 }
 
-// Ready blocks until PID 1 runs and has found the application's program; for
-// one that starts from a checkpoint, also until the container's files are known
-// to fit it.
+// Ready blocks until PID 1 runs. Errors: NotFound if PID 1 did not find the
+// application's program; the engine can be used all the same.
 func (e *Engine) Ready(ctx context.Context) error {
-	if err := e.conn.ready(ctx); err != nil {
+	missing := e.conn.awaitReady(ctx)
+	if missing != nil && !errdefs.IsNotFound(missing) {
+		return missing
+	}
+	stdio, err := e.lookAtStdio()
+	if err != nil {
 		return err
 	}
-	if err := e.lookAtStdio(); err != nil {
-		return err
-	}
-	if e.cfg.Checkpoint == nil {
-		return nil
-	}
-	if _, err := e.stepAside(); err != nil {
-		return err
-	}
-	return e.checkDestination()
-}
-
-// Launch runs the application, from scratch or from the checkpoint; it blocks
-// until it runs.
-func (e *Engine) Launch(ctx context.Context) error {
-	pid, err := e.launch(ctx)
+	rights, err := e.rights()
 	if err != nil {
 		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.app = pid
-	if e.cfg.Checkpoint != nil {
-		e.cfg.Checkpoint.Close()
-		e.cfg.Checkpoint = nil
+	e.stdio, e.bounds = stdio, rights
+	return missing
+}
+
+// Launched says whether an application runs.
+func (e *Engine) Launched() bool { return e.AppPid() != 0 }
+
+// AppPid is the application's pid in the container; 0: none runs.
+func (e *Engine) AppPid() int { return e.conn.appPid() }
+
+// Dropped says whether PID 1 has let go of its stdio, so that the next
+// application needs other.
+func (e *Engine) Dropped() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.dropped
+}
+
+// Exits tells the end of each application, in order, while PID 1 lives. One that
+// was tied may take PID 1 along before it is told.
+func (e *Engine) Exits() <-chan Exit { return e.conn.exits }
+
+// Gone is closed when the conversation with PID 1 is over: it has ended, or
+// talks nonsense.
+func (e *Engine) Gone() <-chan struct{} { return e.conn.gone }
+
+// Ping waits until PID 1 answers, as it does whenever it is alive and not
+// frozen. Errors: ctx's; FailedPrecondition or NotFound if PID 1 is gone;
+// Unavailable if it does not even read.
+func (e *Engine) Ping(ctx context.Context) error { return e.conn.ping(ctx) }
+
+// Tie has PID 1 end when the running application does, or stay. When it returns, it
+// is so; of a frozen PID 1, which cannot answer before ctx ends, when it is thawed.
+func (e *Engine) Tie(ctx context.Context, tied bool) error {
+	var flags initproto.Flags
+	if tied {
+		flags = initproto.Tied
+	}
+	if err := e.conn.tie(ctx, flags); err != nil {
+		return fmt.Errorf("tell PID 1 what ends with the application: %w", err)
 	}
 	return nil
 }
 
-func (e *Engine) launch(ctx context.Context) (int, error) {
-	if e.cfg.Checkpoint != nil {
-		return e.restore(ctx)
-	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	if e.cfg.OwnPids {
-		if err := e.nextPid(AppPid); err != nil {
-			return 0, err
-		}
-	}
-	pid, err := e.conn.start(ctx, e.flags())
-	if err != nil {
-		return 0, fmt.Errorf("start the application: %w", err)
-	}
-	if e.cfg.OwnPids && pid != AppPid {
-		log.G(ctx).WithField("id", e.cfg.ID).Warnf("the application got pid %d instead of %d: a restore needs that pid free", pid, AppPid)
-	}
-	return pid, nil
-}
-
-// nextPid makes n, or the first free one after it, the pid namespace's next pid.
-func (e *Engine) nextPid(n int) error {
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", e.pid))
-	if err != nil {
-		return fmt.Errorf("choose the next pid: %w", err)
-	}
-	defer ns.Close()
-	return criu.SetLastPid(ns, e.exe, n-1)
-}
-
-func (e *Engine) flags() initproto.Flags {
-	f := initproto.Tied | initproto.DropStdio
-	if e.cfg.Terminal {
-		f |= initproto.Terminal
-	}
-	return f
-}
-
-// Launched says whether the application runs, or has run.
-func (e *Engine) Launched() bool { return e.appPid() != 0 }
-
-func (e *Engine) appPid() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.app
-}
+// Untie is Tie(ctx, false).
+func (e *Engine) Untie(ctx context.Context) error { return e.Tie(ctx, false) }
 
 // Signal has PID 1 signal the application. Of a frozen container the signal
 // arrives when it is thawed.
@@ -254,12 +235,9 @@ func (e *Engine) Close() {
 	if e.conn != nil {
 		e.conn.close()
 	}
-	for _, f := range []*os.File{e.exe, e.sock, e.pidfd} {
+	for _, f := range []*os.File{e.exe, e.sock, e.pidfd, e.hostPid.fd} {
 		if f != nil {
 			f.Close()
 		}
-	}
-	if e.cfg.Checkpoint != nil {
-		e.cfg.Checkpoint.Close()
 	}
 }

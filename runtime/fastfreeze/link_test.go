@@ -7,7 +7,6 @@ import (
 	"errors"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -43,48 +42,69 @@ func say(t *testing.T, init *os.File, m initproto.Message) {
 func TestReady(t *testing.T) {
 	l, init := fakeInit(t)
 	say(t, init, initproto.Message{Type: initproto.Ready})
-	if err := l.ready(t.Context()); err != nil {
-		t.Fatal(err)
+	for range 2 {
+		if err := l.awaitReady(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 
 	l, init = fakeInit(t)
 	const text = `exec: "foo": executable file not found in $PATH`
 	say(t, init, initproto.Message{Type: initproto.Ready, Text: text})
-	if err := l.ready(t.Context()); !errdefs.IsNotFound(err) || err.Error()[:len(text)] != text {
+	if err := l.awaitReady(t.Context()); !errdefs.IsNotFound(err) || err.Error()[:len(text)] != text {
+		t.Fatal(err)
+	}
+	// It is not the end.
+	go func() { say(t, init, pong(hear(t, init))) }()
+	if err := l.ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestStartFailureHasItsErrno(t *testing.T) {
-	l, init := fakeInit(t)
-	say(t, init, initproto.Message{Type: initproto.StartFailed, Errno: uint32(unix.ENOEXEC), Text: "exec /app"})
-	if _, err := l.start(t.Context(), 0); !errors.Is(err, unix.ENOEXEC) {
-		t.Fatal(err)
+	l, _ := scripted(t, func(initproto.Message) []initproto.Message {
+		return []initproto.Message{{Type: initproto.StartFailed, Errno: uint32(unix.ENOEXEC), Text: "exec /app"}}
+	})
+	for range 2 {
+		if _, err := l.start(t.Context(), 0); !errors.Is(err, unix.ENOEXEC) {
+			t.Fatal(err)
+		}
 	}
 }
 
 // What was said before PID 1 ended counts; afterwards nobody waits.
 func TestEndOfInit(t *testing.T) {
-	l, init := fakeInit(t)
+	l, init := readyInit(t)
+	done := make(chan error, 1)
+	go func() {
+		_, err := l.start(t.Context(), 0)
+		done <- err
+	}()
+	hear(t, init)
 	say(t, init, initproto.Message{Type: initproto.Started, Pid: 1000})
+	say(t, init, initproto.Message{Type: initproto.Exited, Pid: 1000, Status: 3 << 8})
 	init.Close()
 	<-l.gone
-	if pid, err := l.started(t.Context()); err != nil || pid != 1000 {
-		t.Fatal(pid, err)
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
-	if _, err := l.started(t.Context()); !errdefs.IsFailedPrecondition(err) {
+	if e := <-l.exits; e.Status.ExitStatus() != 3 {
+		t.Fatalf("%+v", e)
+	}
+	if _, err := l.start(t.Context(), 0); !errdefs.IsFailedPrecondition(err) {
 		t.Fatal(err)
 	}
 	if err := l.signal(unix.SIGTERM); !errdefs.IsNotFound(err) {
 		t.Fatal(err)
 	}
+	if err := l.ping(t.Context()); err == nil {
+		t.Fatal("a ping was answered")
+	}
 }
 
 func TestSilenceEndsWithTheContext(t *testing.T) {
 	l, _ := fakeInit(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	if err := l.ready(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	if err := l.awaitReady(expired(t)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatal(err)
 	}
 }
@@ -108,9 +128,15 @@ func TestHostileInit(t *testing.T) {
 				}
 			}
 		},
+		"started": unasked(initproto.Message{Type: initproto.Started, Pid: 1000}),
+		"failed":  unasked(initproto.Message{Type: initproto.StartFailed}),
+		"exited":  unasked(initproto.Message{Type: initproto.Exited, Pid: 1000}),
+		"again":   unasked(initproto.Message{Type: initproto.Ready}),
+		"pong":    unasked(initproto.Message{Type: initproto.Pong, Seq: 1}),
+		"pong 0":  unasked(initproto.Message{Type: initproto.Pong}),
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, init := fakeInit(t)
+			l, init := readyInit(t)
 			attack(t, init)
 			<-l.gone
 			if l.err == nil {
@@ -118,6 +144,10 @@ func TestHostileInit(t *testing.T) {
 			}
 		})
 	}
+}
+
+func unasked(m initproto.Message) func(*testing.T, *os.File) {
+	return func(t *testing.T, init *os.File) { say(t, init, m) }
 }
 
 // An init that does not read blocks nobody.

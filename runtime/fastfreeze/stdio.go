@@ -20,23 +20,50 @@ type stream struct {
 	stat unix.Stat_t
 }
 
+// streamSource gives the files that stand for the container's stdio. The caller
+// closes what it gets.
+type streamSource func(i int) (*os.File, error)
+
 // lookAtStdio learns the container's standard descriptors from PID 1, which has
 // them until an application runs.
-func (e *Engine) lookAtStdio() error {
-	for i := range e.stdio {
-		f, err := e.stdioFile(i)
+func (e *Engine) lookAtStdio() ([3]stream, error) { return lookAt(e.stdioFile) }
+
+// stdioOf is what the application of a launch will have.
+func (e *Engine) stdioOf(l Launch) ([3]stream, error) {
+	if l.Stdio != nil {
+		return lookAt(fresh(l.Stdio))
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.stdio, nil
+}
+
+func lookAt(source streamSource) (stdio [3]stream, err error) {
+	for i := range stdio {
+		f, err := source(i)
 		if err != nil {
-			return err
+			return stdio, err
 		}
 		var st unix.Stat_t
 		err = unix.Fstat(int(f.Fd()), &st)
 		f.Close()
 		if err != nil {
-			return fmt.Errorf("look at the container's descriptor %d: %w", i, err)
+			return stdio, fmt.Errorf("look at the container's descriptor %d: %w", i, err)
 		}
-		e.stdio[i] = classify(st)
+		stdio[i] = classify(st)
 	}
-	return nil
+	return stdio, nil
+}
+
+// fresh copies the descriptors of a launch.
+func fresh(files *[3]*os.File) streamSource {
+	return func(i int) (*os.File, error) {
+		fd, err := unix.FcntlInt(files[i].Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("copy the application's descriptor %d: %w", i, err)
+		}
+		return os.NewFile(uintptr(fd), fmt.Sprintf("stdio-%d", i)), nil
+	}
 }
 
 // stdioFile takes a copy of PID 1's descriptor (pidfd_getfd(2)).
@@ -68,9 +95,9 @@ func classify(st unix.Stat_t) stream {
 func ttyID(t image.TTYID) string { return fmt.Sprintf("tty[%x:%x]", t.Rdev, t.Dev) }
 
 // external names what of the container's stdio is not the application's own.
-func (e *Engine) external() []string {
+func external(stdio [3]stream) []string {
 	var ids []string
-	for _, s := range e.stdio {
+	for _, s := range stdio {
 		if s.id != "" {
 			ids = append(ids, s.id)
 		}
@@ -78,8 +105,8 @@ func (e *Engine) external() []string {
 	return ids
 }
 
-func (e *Engine) stdioRecord() (entries [3]image.StdioEntry) {
-	for i, s := range e.stdio {
+func stdioRecord(stdio [3]stream) (entries [3]image.StdioEntry) {
+	for i, s := range stdio {
 		entries[i].Kind = s.kind
 		switch s.kind {
 		case image.StdioPipe:
@@ -91,9 +118,9 @@ func (e *Engine) stdioRecord() (entries [3]image.StdioEntry) {
 	return entries
 }
 
-// inherited pairs the checkpoint's standard descriptors with this container's;
-// the caller closes the files.
-func (e *Engine) inherited(from [3]image.StdioEntry) (map[string]*os.File, error) {
+// inherited pairs the checkpoint's standard descriptors with those that the
+// application gets here; the caller closes the files.
+func (e *Engine) inherited(from [3]image.StdioEntry, stdio [3]stream, source streamSource) (map[string]*os.File, error) {
 	files := make(map[string]*os.File)
 	for i, entry := range from {
 		var id string
@@ -102,7 +129,7 @@ func (e *Engine) inherited(from [3]image.StdioEntry) (map[string]*os.File, error
 			id = fmt.Sprintf("pipe:[%d]", entry.Inode)
 		case image.StdioTTY:
 			id = ttyID(entry.TTY)
-			if e.stdio[i].kind != image.StdioTTY {
+			if stdio[i].kind != image.StdioTTY {
 				closeAll(files)
 				return nil, fmt.Errorf("the checkpoint's application had a terminal and this container has none: create it with one (-t): %w", errdefs.ErrFailedPrecondition)
 			}
@@ -112,8 +139,8 @@ func (e *Engine) inherited(from [3]image.StdioEntry) (map[string]*os.File, error
 		if files[id] != nil {
 			continue
 		}
-		f, err := e.stdioFile(i)
-		if err == nil && e.stdio[i].kind == image.StdioPipe {
+		f, err := source(i)
+		if err == nil && stdio[i].kind == image.StdioPipe {
 			err = e.ownByRoot(f)
 		}
 		if err != nil {

@@ -63,6 +63,7 @@ func digestRange(ctx context.Context, f io.ReaderAt, off, size int64) (sum [sha2
 		n, err := r.Read(buf[:min(left, readSize)])
 		h.Write(buf[:n])
 		left -= int64(n)
+		pulse(ctx)
 		switch {
 		case errors.Is(err, io.EOF) && left > 0:
 			return sum, fmt.Errorf("it ended %d bytes early: %w", left, io.ErrUnexpectedEOF)

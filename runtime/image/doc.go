@@ -16,6 +16,10 @@
 //	err = c.CheckHost(host)          // from ProbeHost
 //	err = image.CheckFiles(root, c.Manifest.MappedFiles)
 //
+// StageAt, OpenAt and RemoveAt do the same by the descriptor of the folder above,
+// for places in which others rename at will; Isolate copies what others could
+// change while it is used.
+//
 // A checkpoint comes from anywhere, so nothing in its folder is followed,
 // executed or trusted for a length before it has been checked.
 //

@@ -17,21 +17,43 @@ import (
 // left by a maker that died.
 const partialPrefix = ".fastmig-partial-"
 
-// openFolder opens a folder by descriptor, whose last component must not be a
-// symbolic link: whoever can place one could otherwise choose the folder.
-func openFolder(dir string) (*os.File, error) {
-	clean := filepath.Clean(dir) // a trailing slash would follow the link
-	fd, err := unix.Open(clean, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+// openParent opens the folder that holds dir, for what names dir by the
+// descriptor afterwards.
+func openParent(dir string) (parent *os.File, name string, err error) {
+	clean := filepath.Clean(dir) // a trailing slash would follow a link
+	above := filepath.Dir(clean)
+	fd, err := unix.Open(above, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, "", fmt.Errorf("open folder %s: %w", above, withKind(err))
+	}
+	return os.NewFile(uintptr(fd), above), filepath.Base(clean), nil
+}
+
+// openFolderAt opens a folder by descriptor, which must not be a symbolic link:
+// whoever can place one could otherwise choose the folder.
+func openFolderAt(parent *os.File, name string) (*os.File, error) {
+	dir := filepath.Join(parent.Name(), name)
+	fd, err := unix.Openat(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err == nil {
-		return os.NewFile(uintptr(fd), clean), nil
+		return os.NewFile(uintptr(fd), dir), nil
 	}
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		// O_DIRECTORY|O_NOFOLLOW reports a link as ENOTDIR.
-		if st, lerr := os.Lstat(clean); lerr == nil {
-			return nil, fmt.Errorf("%s is a %s, not a folder: name the folder itself: %w", dir, describe(st.Mode()), errdefs.ErrInvalidArgument)
+		var st unix.Stat_t
+		if unix.Fstatat(int(parent.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+			return nil, fmt.Errorf("%s is a %s, not a folder: name the folder itself: %w", dir, describe(fileType(st.Mode)), errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil, fmt.Errorf("open folder %s: %w", dir, withKind(err))
+}
+
+// duplicate gives a descriptor of its own for the same folder.
+func duplicate(dir *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate the descriptor of %s: %w", dir.Name(), withKind(err))
+	}
+	return os.NewFile(uintptr(fd), dir.Name()), nil
 }
 
 // openBeneath opens the regular file name of the folder for reading. Nothing

@@ -60,9 +60,57 @@ func clearLeftovers(target *os.File) error {
 		return err
 	}
 	for _, name := range partials {
-		if err := os.RemoveAll(filepath.Join(self(target), name)); err != nil {
-			return fmt.Errorf("remove the unfinished checkpoint %s: %w", name, withKind(err))
+		if err := removePartial(target, name); err != nil {
+			return fmt.Errorf("remove the unfinished checkpoint: %w", err)
 		}
+	}
+	return nil
+}
+
+// removePartial deletes a partial folder and the files in it, and nothing
+// deeper: a folder in it is none of ours, and may be anybody's.
+func removePartial(target *os.File, name string) error {
+	d, err := openFolderAt(target, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	entries, err := list(d)
+	if err != nil {
+		return err
+	}
+	var files []string
+	for _, e := range entries {
+		if !e.mode.IsDir() {
+			files = append(files, e.name)
+		}
+	}
+	return errors.Join(unlinkAll(d, files), removeEmpty(target, name))
+}
+
+// removeFolders deletes what is no file in a partial folder of our own making,
+// in which only our writer can have made it.
+func removeFolders(partial *os.File) error {
+	entries, err := list(partial)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.mode.IsDir() {
+			errs = append(errs, withKind(os.RemoveAll(filepath.Join(self(partial), e.name))))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeEmpty deletes an empty folder; one that is gone already is fine.
+func removeEmpty(parent *os.File, name string) error {
+	if err := unix.Unlinkat(int(parent.Fd()), name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove folder %s: %w", filepath.Join(parent.Name(), name), withKind(err))
 	}
 	return nil
 }
@@ -98,18 +146,30 @@ func publishedBy(partial, target *os.File) ([]string, error) {
 // FastMig checkpoint (nothing is changed then), Unavailable if one is being
 // written there, AlreadyExists if dir holds a sub-folder, which then stays.
 func Remove(dir string) error {
-	if err := remove(dir); err != nil {
+	parent, name, err := openParent(dir)
+	if err != nil {
+		return fmt.Errorf("remove the checkpoint: %w", err)
+	}
+	defer parent.Close()
+	return RemoveAt(parent, name)
+}
+
+// RemoveAt is Remove for the folder name of an open folder. It looks no deeper
+// than a checkpoint is, and follows no link.
+func RemoveAt(parent *os.File, name string) error {
+	if err := remove(parent, name); err != nil {
 		return fmt.Errorf("remove the checkpoint: %w", err)
 	}
 	return nil
 }
 
-func remove(dir string) error {
-	d, err := openFolder(dir)
+func remove(parent *os.File, name string) error {
+	d, err := openFolderAt(parent, name)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	dir := d.Name()
 	if err := lock(d); errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("%s is in use by another checkpoint: wait for it: %w", dir, errdefs.ErrUnavailable)
 	} else if err != nil {
@@ -148,13 +208,10 @@ func remove(dir string) error {
 	if err := unlinkAll(d, files); err != nil {
 		return err
 	}
-	for _, name := range partials {
-		if err := os.RemoveAll(filepath.Join(self(d), name)); err != nil {
-			return withKind(err)
+	for _, partial := range partials {
+		if err := removePartial(d, partial); err != nil {
+			return err
 		}
 	}
-	if err := unix.Rmdir(filepath.Clean(dir)); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("remove folder %s: %w", dir, withKind(err))
-	}
-	return nil
+	return removeEmpty(parent, name)
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -35,6 +36,9 @@ const (
 type Checkpoint struct {
 	Manifest *Manifest
 	dir      *os.File
+	pages    *os.File     // where the page files are, if not in dir: see Isolate
+	release  func() error // what ends with the Checkpoint, or nil
+	verified atomic.Bool
 }
 
 // Open reads the checkpoint in the folder dir. Everything afterwards goes
@@ -46,15 +50,26 @@ type Checkpoint struct {
 // being written, DataLoss if it is damaged or unfinished, FailedPrecondition if
 // it has another format version, InvalidArgument if it is something else.
 func Open(dir string) (*Checkpoint, error) {
-	c, err := open(dir)
+	parent, name, err := openParent(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open the checkpoint: %w", err)
+	}
+	defer parent.Close()
+	return OpenAt(parent, name)
+}
+
+// OpenAt is Open for the folder name of an open folder, which must not be a
+// symbolic link. The parent stays the caller's.
+func OpenAt(parent *os.File, name string) (*Checkpoint, error) {
+	c, err := open(parent, name)
 	if err != nil {
 		return nil, fmt.Errorf("open the checkpoint: %w", err)
 	}
 	return c, nil
 }
 
-func open(dir string) (*Checkpoint, error) {
-	d, err := openFolder(dir)
+func open(parent *os.File, name string) (*Checkpoint, error) {
+	d, err := openFolderAt(parent, name)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +78,7 @@ func open(dir string) (*Checkpoint, error) {
 		reason := withoutManifest(d)
 		// A commit may have ended between the two looks.
 		if m, err = readManifest(d); errors.Is(err, fs.ErrNotExist) {
-			err = fmt.Errorf("%s: %w", dir, reason)
+			err = fmt.Errorf("%s: %w", d.Name(), reason)
 		}
 	}
 	if err != nil {
@@ -141,5 +156,18 @@ func (c *Checkpoint) Dir() string { return c.dir.Name() }
 // duplicate of it.
 func (c *Checkpoint) File() *os.File { return c.dir }
 
-// Close releases the folder.
-func (c *Checkpoint) Close() error { return c.dir.Close() }
+// Pages is the folder that holds the page files (pages-*.img), or nil if they
+// are with the others, in File. It belongs to the Checkpoint.
+func (c *Checkpoint) Pages() *os.File { return c.pages }
+
+// Close releases the folders.
+func (c *Checkpoint) Close() error {
+	err := c.dir.Close()
+	if c.pages != nil {
+		err = errors.Join(err, c.pages.Close())
+	}
+	if c.release != nil {
+		err = errors.Join(err, c.release())
+	}
+	return err
+}

@@ -1,17 +1,13 @@
 package image
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"strconv"
+	"maps"
+	"slices"
 	"strings"
 
 	criucore "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/seccomp"
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // Rights are what bounds a process, as in /proc/PID/status.
@@ -20,8 +16,17 @@ type Rights struct {
 	Bounding uint64
 	// Seccomp says that a seccomp filter is in force.
 	Seccomp bool
+	// Filters are the seccomp filters in force, the first installed first, each
+	// as the bytes of its instructions. Without any, only that there is one is
+	// compared.
+	Filters [][]byte
 	// NoNewPrivs is prctl(2)'s PR_SET_NO_NEW_PRIVS.
 	NoNewPrivs bool
+	// User is the user that no process can leave, or nil.
+	User *uint32
+	// Groups are the groups of which no process can have others, the first its
+	// own, the rest supplementary; empty: any.
+	Groups []uint32
 }
 
 // CheckRights refuses a checkpoint in which a thread has more rights than
@@ -30,87 +35,67 @@ type Rights struct {
 //
 // Errors: FailedPrecondition, naming the first thread and what it has; DataLoss.
 func (c *Checkpoint) CheckRights(allowed Rights) error {
-	entries, err := list(c.dir)
+	threads, err := c.readThreads()
 	if err != nil {
-		return err
+		return fmt.Errorf("check the rights in the checkpoint: %w", err)
 	}
-	filtered := map[string]bool{}
+	var confined func(tid string) string
 	if allowed.Seccomp {
-		if filtered, err = c.filteredByLeader(); err != nil {
+		if confined, err = c.seccompCheck(threads, allowed.Filters); err != nil {
 			return fmt.Errorf("check the rights in the checkpoint: %w", err)
 		}
 	}
-	for _, e := range entries {
-		tid, found := strings.CutPrefix(e.name, "core-")
-		tid, isImage := strings.CutSuffix(tid, ".img")
-		if !found || !isImage {
+	for _, tid := range slices.Sorted(maps.Keys(threads)) {
+		if ended(threads[tid]) {
 			continue
 		}
-		core, err := readOne(c.dir, e.name, &criucore.CoreEntry{})
-		if err != nil {
-			return fmt.Errorf("check the rights in the checkpoint: %w", err)
+		more := excess(threads[tid], allowed)
+		if more == "" && confined != nil {
+			more = confined(tid)
 		}
-		bounds := allowed
-		// A thread with a mode of its own is judged by that.
-		if filtered[tid] && core.GetThreadCore().SeccompMode == nil {
-			bounds.Seccomp = false
-		}
-		if more := excess(core, bounds); more != "" {
+		if more != "" {
 			return fmt.Errorf("restore the checkpoint into this container: thread %s %s: create the container with the spec of the one that was checkpointed: %w", tid, more, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil
 }
 
-// filteredByLeader are the threads that get their seccomp filter with their
-// process: when all threads of one have the same filters, CRIU notes them for
-// the first thread only, with the flag that puts them on all
-// (SECCOMP_FILTER_FLAG_TSYNC, seccomp(2)).
-func (c *Checkpoint) filteredByLeader() (map[string]bool, error) {
-	var flags []uint32
-	err := readImage(c.dir, "seccomp.img", &seccomp.SeccompEntry{}, func(e *seccomp.SeccompEntry) error {
-		for _, f := range e.GetSeccompFilters() {
-			flags = append(flags, f.GetFlags())
-		}
-		return nil
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // no process has a filter
-	}
+// readThreads reads what CRIU noted of each thread, by its number.
+func (c *Checkpoint) readThreads() (map[string]*criucore.CoreEntry, error) {
+	entries, err := list(c.dir)
 	if err != nil {
 		return nil, err
 	}
-	threads := map[string]bool{}
-	err = readImage(c.dir, "pstree.img", &pstree.PstreeEntry{}, func(e *pstree.PstreeEntry) error {
-		if len(e.GetThreads()) < 2 {
-			return nil
+	threads := map[string]*criucore.CoreEntry{}
+	for _, e := range entries {
+		tid, found := strings.CutPrefix(e.name, "core-")
+		tid, isImage := strings.CutSuffix(tid, ".img")
+		if !found || !isImage {
+			continue
 		}
-		leader, err := readOne(c.dir, fmt.Sprintf("core-%d.img", e.GetPid()), &criucore.CoreEntry{})
-		if err != nil {
-			return err
+		if threads[tid], err = readOne(c.dir, e.name, &criucore.CoreEntry{}); err != nil {
+			return nil, err
 		}
-		last := int64(leader.GetThreadCore().GetSeccompFilter())
-		if leader.GetThreadCore().GetSeccompMode() != criucore.SeccompMode_filter ||
-			last >= int64(len(flags)) || flags[last]&unix.SECCOMP_FILTER_FLAG_TSYNC == 0 {
-			return nil
-		}
-		for _, tid := range e.GetThreads() {
-			if tid != e.GetPid() {
-				threads[strconv.Itoa(int(tid))] = true
-			}
-		}
-		return nil
-	})
-	return threads, err
+	}
+	return threads, nil
 }
 
-// excess says what a thread has beyond what is allowed. One without credentials
-// has ended already.
+// ended tells a process that is not restored but as a zombie, without rights.
+func ended(core *criucore.CoreEntry) bool {
+	switch core.GetTc().GetTaskState() {
+	case taskDead, taskZombie:
+		return true
+	}
+	return false
+}
+
+// excess says what a thread has beyond what is allowed, its seccomp filters
+// apart.
 func excess(core *criucore.CoreEntry, allowed Rights) string {
-	thread := core.GetThreadCore()
-	creds := thread.GetCreds()
+	creds := core.GetThreadCore().GetCreds()
 	if creds == nil {
-		return ""
+		// CRIU would take them from elsewhere, or give it all of its own.
+		return "has no credentials noted"
 	}
 	for _, set := range []struct {
 		name  string
@@ -129,12 +114,24 @@ func excess(core *criucore.CoreEntry, allowed Rights) string {
 	if allowed.NoNewPrivs && creds.GetNoNewPrivs() == 0 {
 		return "may gain privileges, and the container's spec sets no_new_privs"
 	}
-	mode := thread.GetSeccompMode()
-	if thread.SeccompMode == nil {
-		mode = core.GetTc().GetOldSeccompMode()
+	if allowed.User != nil {
+		for _, id := range []uint32{creds.GetUid(), creds.GetEuid(), creds.GetSuid(), creds.GetFsuid()} {
+			if id != *allowed.User {
+				return fmt.Sprintf("is user %d, which user %d of the container's spec cannot become", id, *allowed.User)
+			}
+		}
 	}
-	if allowed.Seccomp && mode == criucore.SeccompMode_disabled {
-		return "has no seccomp filter, and the container's spec sets one"
+	if len(allowed.Groups) > 0 {
+		for _, id := range []uint32{creds.GetGid(), creds.GetEgid(), creds.GetSgid(), creds.GetFsgid()} {
+			if id != allowed.Groups[0] {
+				return fmt.Sprintf("has group %d, which group %d of the container's spec cannot become", id, allowed.Groups[0])
+			}
+		}
+		for _, id := range creds.GetGroups() {
+			if !slices.Contains(allowed.Groups, id) {
+				return fmt.Sprintf("is in group %d, in which the container's spec puts nobody", id)
+			}
+		}
 	}
 	return ""
 }

@@ -17,6 +17,8 @@ import (
 // Staging is a checkpoint in the making: a private folder inside the target
 // folder. It is for one goroutine.
 type Staging struct {
+	parent  *os.File // the folder that holds the target
+	base    string   // the target's name in it
 	target  *os.File
 	partial *os.File // flock(2) on it says that it is live
 	name    string   // the partial folder's
@@ -32,22 +34,38 @@ type Staging struct {
 // Errors: AlreadyExists if something is in dir, Unavailable if another
 // checkpoint is being written there, NotFound if dir's parent is missing,
 // InvalidArgument if dir is not a folder or a symbolic link.
-func Stage(dir string) (_ *Staging, retErr error) {
-	s := &Staging{}
+func Stage(dir string) (*Staging, error) {
+	parent, name, err := openParent(dir)
+	if err != nil {
+		return nil, fmt.Errorf("prepare the checkpoint folder: %w", err)
+	}
+	defer parent.Close()
+	return StageAt(parent, name)
+}
+
+// StageAt is Stage for the folder name of an open folder: nothing is found by a
+// path, so it may be used where others rename at will. The parent stays the
+// caller's.
+func StageAt(parent *os.File, name string) (_ *Staging, retErr error) {
+	s := &Staging{base: name}
 	defer func() {
 		if retErr != nil {
 			retErr = fmt.Errorf("prepare the checkpoint folder: %w", retErr)
 			retErr = errors.Join(retErr, s.Abort())
 		}
 	}()
-	switch err := unix.Mkdir(filepath.Clean(dir), 0o700); {
+	var err error
+	if s.parent, err = duplicate(parent); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(parent.Name(), name)
+	switch err := unix.Mkdirat(int(parent.Fd()), name, 0o700); {
 	case err == nil:
 		s.created = true
 	case !errors.Is(err, unix.EEXIST):
 		return nil, fmt.Errorf("make folder %s: %w", dir, withKind(err))
 	}
-	var err error
-	if s.target, err = openFolder(dir); err != nil {
+	if s.target, err = openFolderAt(parent, name); err != nil {
 		return nil, err
 	}
 	// Between looking and making our folder, nobody else does the same.
@@ -98,6 +116,10 @@ func (s *Staging) Dir() string { return s.partial.Name() }
 // may get a duplicate of it.
 func (s *Staging) File() *os.File { return s.partial }
 
+// Folder is the target folder, as a descriptor of the caller's own that shares
+// flock(2) with nobody else.
+func (s *Staging) Folder() (*os.File, error) { return duplicate(s.target) }
+
 // Commit makes the checkpoint exist: it computes the digests of all files of
 // the staging folder, brings them to the disk, moves them into the target, and
 // the manifest last. It fills m's Files, Digest and whatever of FormatVersion,
@@ -123,12 +145,14 @@ func (s *Staging) Commit(ctx context.Context, m *Manifest) (retErr error) {
 		if err := s.publish(name); err != nil {
 			return err
 		}
+		pulse(ctx)
 	}
 	// This is the commit point; up to here the target is called unfinished by
 	// everybody who looks, because the partial folder is there.
 	if err := s.publish(ManifestName); err != nil {
 		return err
 	}
+	pulse(ctx)
 	return s.finish()
 }
 
@@ -208,10 +232,24 @@ func (s *Staging) sealFile(ctx context.Context, file *File) error {
 	if err := f.Chmod(0o600); err != nil {
 		return fmt.Errorf("protect %s: %w", file.Name, withKind(err))
 	}
+	flush(ctx, f, file.Size)
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync %s: %w", file.Name, withKind(err))
 	}
+	pulse(ctx)
 	return nil
+}
+
+// flush brings a large file to the disk piece by piece: a slow disk is told by
+// its pulse from one that does not answer. The sync that follows is what counts.
+func flush(ctx context.Context, f *os.File, size int64) {
+	const how = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+	for off := int64(0); off+chunkSize < size; off += chunkSize {
+		if ctx.Err() != nil || unix.SyncFileRange(int(f.Fd()), off, chunkSize, how) != nil {
+			return
+		}
+		pulse(ctx)
+	}
 }
 
 func (s *Staging) writeManifest(m *Manifest) error {
@@ -264,12 +302,7 @@ func (s *Staging) finish() error {
 		return err
 	}
 	if s.created {
-		parent, err := os.Open(filepath.Dir(s.target.Name()))
-		if err != nil {
-			return fmt.Errorf("open the parent of %s: %w", s.target.Name(), withKind(err))
-		}
-		defer parent.Close()
-		if err := syncFolder(parent); err != nil {
+		if err := syncFolder(s.parent); err != nil {
 			return err
 		}
 	}
@@ -296,21 +329,20 @@ func (s *Staging) Abort() error {
 	}
 	s.done = true
 	defer s.close()
-	if s.target == nil {
-		return nil
+	var errs []error
+	if s.target != nil {
+		// The manifest went last and goes first: what is left is no checkpoint.
+		slices.Reverse(s.moved)
+		errs = append(errs, unlinkAll(s.target, s.moved))
 	}
-	// The manifest went last and goes first: what is left is no checkpoint.
-	slices.Reverse(s.moved)
-	errs := []error{unlinkAll(s.target, s.moved)}
+	if s.partial != nil {
+		errs = append(errs, removeFolders(s.partial))
+	}
 	if s.name != "" {
-		if err := os.RemoveAll(filepath.Join(self(s.target), s.name)); err != nil {
-			errs = append(errs, withKind(err))
-		}
+		errs = append(errs, removePartial(s.target, s.name))
 	}
 	if s.created {
-		if err := unix.Rmdir(s.target.Name()); err != nil && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("remove %s: %w", s.target.Name(), withKind(err)))
-		}
+		errs = append(errs, removeEmpty(s.parent, s.base))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove the unfinished checkpoint: %w", err)
@@ -319,7 +351,7 @@ func (s *Staging) Abort() error {
 }
 
 func (s *Staging) close() {
-	for _, f := range []*os.File{s.partial, s.target} {
+	for _, f := range []*os.File{s.partial, s.target, s.parent} {
 		if f != nil {
 			f.Close()
 		}

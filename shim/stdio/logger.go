@@ -29,7 +29,68 @@ type logger struct {
 	cmd                *exec.Cmd
 	stdout, stderr     *os.File // the writing ends
 	outReader, errRead *os.File
+	keptOut, keptErr   *os.File // hold the writing ends between two lives, nil if not kept
 	readers            sync.Once
+}
+
+// hold keeps the program's input open, if it is still.
+func (l *logger) hold() {
+	if l.keptOut != nil {
+		return
+	}
+	out, err := duplicate(l.stdout)
+	if err != nil {
+		return
+	}
+	errs, err := duplicate(l.stderr)
+	if err != nil {
+		out.Close()
+		return
+	}
+	l.keptOut, l.keptErr = out, errs
+}
+
+// letGo undoes hold.
+func (l *logger) letGo() {
+	if l.keptOut != nil {
+		l.keptOut.Close()
+		l.keptErr.Close()
+		l.keptOut, l.keptErr = nil, nil
+	}
+}
+
+// again gives new writing ends of the kept program; nil if it is not kept, or
+// does not read any more.
+func (l *logger) again() (out, errs *os.File, err error) {
+	if l.keptOut == nil {
+		return nil, nil, nil
+	}
+	poll := []unix.PollFd{{Fd: int32(l.keptOut.Fd())}}
+	if n, err := unix.Poll(poll, 0); err == nil && n > 0 && poll[0].Revents&unix.POLLERR != 0 {
+		return nil, nil, nil
+	}
+	// The former process may have left them as one that polls has them.
+	for _, f := range []*os.File{l.keptOut, l.keptErr} {
+		if err := unix.SetNonblock(int(f.Fd()), false); err != nil {
+			return nil, nil, fmt.Errorf("make the logging program's pipe block: %w", err)
+		}
+	}
+	if out, err = duplicate(l.keptOut); err != nil {
+		return nil, nil, err
+	}
+	if errs, err = duplicate(l.keptErr); err != nil {
+		out.Close()
+		return nil, nil, err
+	}
+	return out, errs, nil
+}
+
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("hold the logging program's pipe: %w", err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // startLogger runs the program of a binary:// URI, whose query becomes its

@@ -37,28 +37,34 @@ type Owner struct{ UID, GID int }
 // output to be taken.
 const drainTimeout = 10 * time.Second
 
-// Streams are the pipes of one process without a terminal.
+// Streams are the pipes of one process without a terminal, or of one process
+// after the other (Renew).
 type Streams struct {
 	// Child's ends, to be handed to the process; nil where the client asked
 	// for nothing.
 	Stdin, Stdout, Stderr *os.File
 
-	addr    Addresses
-	ours    []io.Closer
-	stdin   *os.File
-	stdout  *os.File
-	stderr  *os.File
-	logger  *logger
-	closeIn func() error
+	addr   Addresses
+	ns, id string
 
-	copies   sync.WaitGroup
-	closeOne sync.Once
+	stdin          *os.File // our ends, until Copy
+	stdout, stderr *os.File
+	copies         crew
+
+	mu       sync.Mutex
+	keep     bool
+	closed   bool
+	pipes    map[*os.File]struct{} // that are being copied from
+	out, err *sink                 // one for both if they go to the same file; nil before Copy
+	input    *input                // nil before Copy, or without stdin
+	logURL   *url.URL              // of a logging program
+	loggers  []*logger             // the last one is in use
 }
 
 // Open makes the pipes for a process and starts its logging program, if it
 // has one. ns and id go to that program's environment.
 func Open(ctx context.Context, ns, id string, addr Addresses, owner Owner) (_ *Streams, err error) {
-	s := &Streams{addr: addr}
+	s := &Streams{addr: addr, ns: ns, id: id, pipes: map[*os.File]struct{}{}}
 	defer func() {
 		if err != nil {
 			s.CloseChild()
@@ -85,11 +91,12 @@ func Open(ctx context.Context, ns, id string, addr Addresses, owner Owner) (_ *S
 		}
 		s.addr.Stdout, s.addr.Stderr = u.Path, u.Path
 	case "binary", "binary-v2":
-		s.logger, err = startLogger(ctx, u, ns, id)
+		l, err := startLogger(ctx, u, ns, id)
 		if err != nil {
 			return nil, err
 		}
-		s.Stdout, s.Stderr = s.logger.stdout, s.logger.stderr
+		s.logURL, s.loggers = u, []*logger{l}
+		s.Stdout, s.Stderr = l.stdout, l.stderr
 		return s, nil
 	default:
 		return nil, fmt.Errorf("unknown STDIO scheme %s: %w", u.Scheme, errdefs.ErrInvalidArgument)
@@ -113,17 +120,21 @@ func pipe(owner Owner, childWrites bool) (child, ours *os.File, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a stdio pipe: %w", err)
 	}
+	child, ours = r, w
+	if childWrites {
+		child, ours = w, r
+	}
+	// Both ends are one inode. Fd also makes the end block, as a process
+	// expects it; ours must not, so that Close can end a read.
+	fd := int(child.Fd())
 	if owner != (Owner{}) {
-		if err := unix.Fchown(int(r.Fd()), owner.UID, owner.GID); err != nil {
+		if err := unix.Fchown(fd, owner.UID, owner.GID); err != nil {
 			r.Close()
 			w.Close()
 			return nil, nil, fmt.Errorf("give the stdio pipe to %d:%d: %w", owner.UID, owner.GID, err)
 		}
 	}
-	if childWrites {
-		return w, r, nil
-	}
-	return r, w, nil
+	return child, ours, nil
 }
 
 func touch(path string) error {
@@ -145,8 +156,10 @@ func (s *Streams) CloseChild() {
 			f.Close()
 		}
 	}
-	if s.logger != nil {
-		s.logger.closeReaders()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.loggers {
+		l.closeReaders()
 	}
 	s.Stdin, s.Stdout, s.Stderr = nil, nil, nil
 }
@@ -154,158 +167,131 @@ func (s *Streams) CloseChild() {
 // Copy starts to move bytes between the pipes and the client's fifos or files.
 // It blocks until the client's fifos are open on both sides, or ctx ends.
 func (s *Streams) Copy(ctx context.Context) error {
-	var same io.WriteCloser
-	for _, o := range []struct {
-		path string
-		from *os.File
-	}{{s.addr.Stdout, s.stdout}, {s.addr.Stderr, s.stderr}} {
-		if o.from == nil {
-			continue
+	var out, errs *sink
+	var err error
+	if s.stdout != nil {
+		if out, err = open(ctx, s.addr.Stdout); err != nil {
+			return err
 		}
-		isFifo, err := fifo.IsFifo(o.path)
-		if err != nil {
-			return fmt.Errorf("look at %s: %w", o.path, err)
-		}
-		if !isFifo {
-			if same == nil || s.addr.Stdout != s.addr.Stderr {
-				f, err := os.OpenFile(o.path, unix.O_WRONLY|unix.O_APPEND, 0)
-				if err != nil {
-					return fmt.Errorf("open %s: %w", o.path, err)
-				}
-				same = &shared{WriteCloser: f}
+		s.pump(ctx, &s.out, out, s.stdout)
+	}
+	if s.stderr != nil {
+		if errs = out; out == nil || out.fifo || s.addr.Stdout != s.addr.Stderr {
+			if errs, err = open(ctx, s.addr.Stderr); err != nil {
+				return err
 			}
-			same.(*shared).hold()
-			s.pump(ctx, same, o.from, nil)
-			continue
 		}
-		// A reader of our own keeps the fifo alive while clients come and
-		// go.
-		w, err := fifo.OpenFifo(ctx, o.path, unix.O_WRONLY, 0)
-		if err != nil {
-			return fmt.Errorf("open fifo %s for writing: %w", o.path, err)
-		}
-		r, err := fifo.OpenFifo(ctx, o.path, unix.O_RDONLY, 0)
-		if err != nil {
-			w.Close()
-			return fmt.Errorf("open fifo %s for reading: %w", o.path, err)
-		}
-		s.pump(ctx, w, o.from, r)
+		s.pump(ctx, &s.err, errs, s.stderr)
 	}
 	if s.stdin == nil {
 		return nil
 	}
-	in, closeIn, err := openStdin(s.addr.Stdin)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.feed(s.stdin)
+}
+
+// feed starts to copy from the client's stdin fifo. The caller has the lock.
+func (s *Streams) feed(to *os.File) error {
+	in, err := openInput(s.addr.Stdin, pipeEnd{to}, s.keep)
 	if err != nil {
 		return err
 	}
-	s.closeIn = closeIn
-	s.ours = append(s.ours, in)
-	go func() {
-		copyBuffered(s.stdin, in)
-		s.stdin.Close()
-		in.Close()
-	}()
+	s.input = in
+	go in.run()
 	return nil
 }
 
-// openStdin opens the client's stdin fifo, held open by a writer of our own
-// until CloseIO, so that a client which comes and goes does not end it.
-func openStdin(path string) (io.ReadCloser, func() error, error) {
-	in, err := fifo.OpenFifo(context.Background(), path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+// open opens what the client named for output.
+func open(ctx context.Context, path string) (*sink, error) {
+	isFifo, err := fifo.IsFifo(path)
 	if err != nil {
-		return nil, nil, fmt.Errorf("open stdin %s: %w", path, err)
+		return nil, fmt.Errorf("look at %s: %w", path, err)
 	}
-	hold, err := fifo.OpenFifo(context.Background(), path, unix.O_WRONLY|unix.O_NONBLOCK, 0)
+	if isFifo {
+		return openFifo(ctx, path)
+	}
+	f, err := os.OpenFile(path, unix.O_WRONLY|unix.O_APPEND, 0)
 	if err != nil {
-		in.Close()
-		return nil, nil, fmt.Errorf("failed to open stdin fifo %s: %w", path, err)
+		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	return in, sync.OnceValue(hold.Close), nil
+	return &sink{to: f, path: path}, nil
 }
 
-func (s *Streams) pump(ctx context.Context, to io.WriteCloser, from *os.File, hold io.Closer) {
-	s.ours = append(s.ours, from)
-	s.copies.Go(func() {
-		if err := copyBuffered(to, from); err != nil && !errors.Is(err, os.ErrClosed) && !errors.Is(err, syscall.EPIPE) {
+// pump copies from a pipe to a sink, which is then at *place, until the pipe's
+// end.
+func (s *Streams) pump(ctx context.Context, place **sink, to *sink, from *os.File) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*place = to
+	s.pumpLocked(ctx, to, from)
+}
+
+func (s *Streams) pumpLocked(ctx context.Context, to *sink, from *os.File) {
+	to.users++
+	s.pipes[from] = struct{}{}
+	w := to.to
+	s.copies.start(func() {
+		err := copyBuffered(w, from)
+		if err != nil && !errors.Is(err, os.ErrClosed) && !errors.Is(err, syscall.EPIPE) {
 			log.G(ctx).WithError(err).Warn("copy a process's output")
 		}
-		to.Close()
-		if hold != nil {
-			hold.Close()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if err == nil {
+			// A process whose output cannot be written is not to die of it: its
+			// pipe stays.
+			from.Close()
+			delete(s.pipes, from)
 		}
+		to.done(s.keep)
 	})
 }
 
 // CloseStdin lets the process see the end of its input once the client's
 // writers are gone.
 func (s *Streams) CloseStdin() error {
-	if s.closeIn == nil {
+	s.mu.Lock()
+	in := s.input
+	s.mu.Unlock()
+	if in == nil {
 		return nil
 	}
-	return s.closeIn()
+	return in.closeHold()
 }
 
-// Drain waits until the process's output has been taken, for a bounded time.
+// Drain waits until the output of the process, or of all of them, has been
+// taken, for a bounded time.
 func (s *Streams) Drain(ctx context.Context) error {
-	return wait(ctx, &s.copies)
+	return s.copies.wait(ctx)
 }
 
 // Close ends the copying and the logging program. Idempotent.
 func (s *Streams) Close() {
-	s.closeOne.Do(func() {
-		if s.closeIn != nil {
-			s.closeIn()
-		}
-		for _, f := range []*os.File{s.stdin, s.stdout, s.stderr} {
-			if f != nil {
-				f.Close()
-			}
-		}
-		for _, c := range s.ours {
-			c.Close()
-		}
-		if s.logger != nil {
-			s.logger.stop()
-		}
-	})
-}
-
-func wait(ctx context.Context, wg *sync.WaitGroup) error {
-	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
-	defer cancel()
-	done := make(chan struct{})
-	go func() {
-		wg.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("a process's output was not taken: %w", ctx.Err())
-	}
-}
-
-// shared is one file that both stdout and stderr go to.
-type shared struct {
-	io.WriteCloser
-	mu    sync.Mutex
-	users int
-}
-
-func (s *shared) hold() {
 	s.mu.Lock()
-	s.users++
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.closed = true
+	in, loggers := s.input, s.loggers
+	files := []*os.File{s.stdin, s.stdout, s.stderr}
+	for f := range s.pipes {
+		files = append(files, f)
+	}
 	s.mu.Unlock()
-}
-
-func (s *shared) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.users--; s.users > 0 {
-		return nil
+	if in != nil {
+		in.close()
 	}
-	return s.WriteCloser.Close()
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+	s.End()
+	for _, l := range loggers {
+		l.stop()
+	}
 }
 
 var buffers = sync.Pool{New: func() any {

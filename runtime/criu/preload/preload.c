@@ -20,6 +20,9 @@
 // 7. It keeps the restored processes in the container's IPC namespace when the checkpoint has
 //    System V objects. CRIU would make them again in a new one.
 // 8. It carries along what is in the container's own file systems in memory (tmpfs.h).
+// 9. It finds the page files of a checkpoint that keeps them in another folder (pages.h).
+// 10. It notes what CRIU changes in the processes of a dump, for whom a killed CRIU leaves it
+//    to (journal.h).
 //
 // On the host, where the toolkit's wrapper starts CRIU, only 5 and 6 act.
 //
@@ -47,6 +50,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "journal.h"
 #include "tmpfs.h"
 
 #define KDAT "/run/criu.kdat"
@@ -101,6 +105,8 @@ static void check_proc(void)
 		fail("the container's /proc belongs to another pid namespace");
 }
 
+#include "pages.h"
+
 // Root of a user namespace may read the container's cgroup, but not write there.
 static void open_freezer(int folder)
 {
@@ -126,6 +132,8 @@ static void enter(void)
 	int user = env_fd("FASTMIG_USER_FD");
 	int folder = env_fd("FASTMIG_FREEZER_FD");
 	int first = env_fd("FASTMIG_CLOSE_FROM");
+	int pages = env_fd("FASTMIG_PAGES_FD");
+	int undo = env_fd("FASTMIG_JOURNAL_FD");
 	struct sigaction sa = { .sa_handler = on_cancel };
 
 	launched = first >= 0;
@@ -144,6 +152,9 @@ static void enter(void)
 	}
 	if (folder >= 0)
 		open_freezer(folder);
+	if (pages >= 0)
+		map_page_files(pages);
+	open_journal(undo);
 	// Last, since it takes away the rights to do the rest.
 	if (user >= 0) {
 		if (setns(user, CLONE_NEWUSER) < 0)
@@ -167,6 +178,8 @@ static void enter(void)
 	unsetenv("FASTMIG_USER_FD");
 	unsetenv("FASTMIG_FREEZER_FD");
 	unsetenv("FASTMIG_CLOSE_FROM");
+	unsetenv("FASTMIG_PAGES_FD");
+	unsetenv("FASTMIG_JOURNAL_FD");
 	unsetenv("FASTMIG_KDAT_FD");
 	unsetenv("FASTMIG_KDAT_NEW_FD");
 	unsetenv("FASTMIG_SAME_IPC");
@@ -229,6 +242,7 @@ int open64(const char *path, int flags, ...)
 int openat64(int dir, const char *path, int flags, ...)
 {
 	mode_t mode = 0;
+	int page_file;
 	va_list args;
 
 	if (cancelled && (flags & O_CREAT)) {
@@ -238,6 +252,8 @@ int openat64(int dir, const char *path, int flags, ...)
 	// A restore leaves its statistics in its working folder, which is the checkpoint's.
 	if (launched && dir == AT_FDCWD && !strcmp(path, "stats-restore"))
 		return memfd_create(path, MFD_CLOEXEC);
+	if (!(flags & O_CREAT) && (page_file = open_page_file(path, flags)) != -2)
+		return page_file;
 	if (flags & (O_CREAT | __O_TMPFILE)) {
 		va_start(args, flags);
 		mode = va_arg(args, mode_t);

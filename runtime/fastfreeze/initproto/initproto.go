@@ -1,8 +1,8 @@
 // Package initproto is the wire protocol between the shim and FastFreeze's PID 1.
 //
 // The two talk over one unnamed SOCK_SEQPACKET socket pair: one datagram is one
-// message, little-endian, "version, type, fields", at most MaxSize bytes. PID 1
-// runs with the container's user, so the shim treats all that comes from it as
+// message, little-endian, "version, type, fields", at most MaxSize bytes, with
+// Message.Descriptors descriptors. PID 1 runs with the container's user, so the shim treats all that comes from it as
 // hostile: the decoder takes exactly what the encoder makes and nothing else.
 //
 // PID 1 links this package: it imports nothing but unicode/utf8, so that PID 1
@@ -13,11 +13,13 @@ import "unicode/utf8"
 
 const (
 	// Version is the first byte of every message.
-	Version = 1
+	Version = 2
 	// MaxSize bounds a message, in bytes.
 	MaxSize = 4096
 	// MaxText bounds the text in a message, in bytes; longer ones are cut by Append.
 	MaxText = 1024
+	// MaxDescriptors bounds the descriptors that come with a message.
+	MaxDescriptors = 4
 	// MaxSignal is the highest signal number of Linux (SIGRTMAX).
 	MaxSignal = 64
 )
@@ -27,10 +29,11 @@ type Type uint8
 
 // What the shim tells PID 1.
 const (
-	// Start makes PID 1 start the application (Flags). Answer: Started or StartFailed.
+	// Start makes PID 1 start the application (Flags): the container's own command, or with Command another one.
+	// It may come again whenever there is no application. Answer: Started or StartFailed.
 	Start Type = 0x01
 	// Adopt announces that a restore will put the application's root process, Pid, below PID 1 (Flags).
-	// No answer; Restored or Abandon must follow.
+	// No answer; Restored or Abandon must follow. NewStdio changes nothing here: a restore brings its own stdio.
 	Adopt Type = 0x02
 	// Restored says that the restore announced by Adopt is complete. Answer: Started or StartFailed.
 	Restored Type = 0x03
@@ -40,6 +43,9 @@ const (
 	Signal Type = 0x05
 	// Ping asks for a Pong with the same Seq.
 	Ping Type = 0x06
+	// Tie gives the application that there is, or is about to be, a new Tied flag (Flags: Tied or none). Without an
+	// application it does nothing. No answer: a Ping behind it says when it holds.
+	Tie Type = 0x07
 )
 
 // What PID 1 tells the shim.
@@ -50,7 +56,8 @@ const (
 	Started Type = 0x82
 	// StartFailed says why there is no application: Errno and Text, which names the step.
 	StartFailed Type = 0x83
-	// Exited says that the application's root process Pid ended with Status, a raw wait status (wait(2)).
+	// Exited says that the application's root process Pid ended with Status, a raw wait status (wait(2)). If it was
+	// not tied, PID 1 takes the next Start or Adopt.
 	Exited Type = 0x84
 	// Pong answers Ping.
 	Pong Type = 0x85
@@ -66,16 +73,24 @@ const (
 	// Tied: PID 1 ends with the application, with its exit code or 128 + the signal that ended it.
 	Tied
 	// DropStdio: PID 1 lets go of the container's stdio once the application runs, so that a reader of the
-	// container's pipes sees the end of file when the application's processes have closed them.
+	// container's pipes sees the end of file when the application's processes have closed them. The next Start
+	// needs NewStdio then. A Terminal is never let go of: the next application needs it.
 	DropStdio
+	// NewStdio: three descriptors come along, which PID 1 makes its own 0, 1 and 2 before it starts the application.
+	NewStdio
+	// Command: another command than the container's own. One more descriptor comes along, the last: a sealed
+	// memfd with what EncodeCommand made.
+	Command
 
-	allFlags = Terminal | Tied | DropStdio
+	startFlags = Terminal | Tied | DropStdio | NewStdio | Command
+	adoptFlags = Terminal | Tied | DropStdio | NewStdio
+	tieFlags   = Tied
 )
 
 // Message is any message; which fields count is told by Type.
 type Message struct {
 	Type   Type
-	Flags  Flags  // Start, Adopt
+	Flags  Flags  // Start, Adopt, Tie
 	Pid    int32  // Adopt, Started, Exited; always positive
 	Status uint32 // Exited
 	Errno  uint32 // StartFailed
@@ -113,6 +128,8 @@ func (t Type) String() string {
 		return "SIGNAL"
 	case Ping:
 		return "PING"
+	case Tie:
+		return "TIE"
 	case Ready:
 		return "READY"
 	case Started:
@@ -130,18 +147,35 @@ func (t Type) String() string {
 // FromInit reports whether PID 1 sends messages of this type (the shim sends the others).
 func (t Type) FromInit() bool { return t&0x80 != 0 }
 
+// Descriptors is the number of descriptors that must come with the message.
+func (m *Message) Descriptors() int {
+	n := 0
+	if m.Type == Start && m.Flags&NewStdio != 0 {
+		n = 3
+	}
+	if m.Type == Start && m.Flags&Command != 0 {
+		n++
+	}
+	return n
+}
+
 // Append encodes m behind dst. It allocates only if dst has no room. Text is cut and cleaned to what
 // Decode takes; other fields out of range are refused.
 func Append(dst []byte, m *Message) ([]byte, error) {
 	b := append(dst, Version, byte(m.Type))
 	switch m.Type {
 	case Start:
-		if m.Flags&^allFlags != 0 {
+		if m.Flags&^startFlags != 0 {
+			return dst, ErrMalformed
+		}
+		b = append(b, byte(m.Flags))
+	case Tie:
+		if m.Flags&^tieFlags != 0 {
 			return dst, ErrMalformed
 		}
 		b = append(b, byte(m.Flags))
 	case Adopt:
-		if m.Flags&^allFlags != 0 || m.Pid <= 0 {
+		if m.Flags&^adoptFlags != 0 || m.Pid <= 0 {
 			return dst, ErrMalformed
 		}
 		b = append(append32(b, uint32(m.Pid)), byte(m.Flags))
@@ -193,10 +227,12 @@ func decode(b []byte, fromInit bool) (Message, error) {
 	r := reader{b: b[2:]}
 	switch m.Type {
 	case Start:
-		m.Flags = r.flags()
+		m.Flags = r.flags(startFlags)
+	case Tie:
+		m.Flags = r.flags(tieFlags)
 	case Adopt:
 		m.Pid = r.pid()
-		m.Flags = r.flags()
+		m.Flags = r.flags(adoptFlags)
 	case Restored, Abandon:
 	case Signal:
 		m.Signo = uint32(r.u8())
@@ -272,9 +308,9 @@ func (r *reader) pid() int32 {
 	return p
 }
 
-func (r *reader) flags() Flags {
+func (r *reader) flags(known Flags) Flags {
 	f := Flags(r.u8())
-	r.check(f&^allFlags == 0)
+	r.check(f&^known == 0)
 	return f
 }
 

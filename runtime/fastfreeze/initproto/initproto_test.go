@@ -15,18 +15,21 @@ var messages = []struct {
 	m     initproto.Message
 	bytes string
 }{
-	{initproto.Message{Type: initproto.Start, Flags: initproto.Terminal | initproto.DropStdio}, "\x01\x01\x05"},
-	{initproto.Message{Type: initproto.Adopt, Pid: 1000, Flags: initproto.Tied}, "\x01\x02\xe8\x03\x00\x00\x02"},
-	{initproto.Message{Type: initproto.Restored}, "\x01\x03"},
-	{initproto.Message{Type: initproto.Abandon}, "\x01\x04"},
-	{initproto.Message{Type: initproto.Signal, Signo: 64}, "\x01\x05\x40"},
-	{initproto.Message{Type: initproto.Ping, Seq: 1 << 40}, "\x01\x06\x00\x00\x00\x00\x00\x01\x00\x00"},
-	{initproto.Message{Type: initproto.Ready}, "\x01\x81\x00\x00"},
-	{initproto.Message{Type: initproto.Ready, Text: "né"}, "\x01\x81\x03\x00n\xc3\xa9"},
-	{initproto.Message{Type: initproto.Started, Pid: 1<<31 - 1}, "\x01\x82\xff\xff\xff\x7f"},
-	{initproto.Message{Type: initproto.StartFailed, Errno: 8, Text: "no"}, "\x01\x83\x08\x00\x00\x00\x02\x00no"},
-	{initproto.Message{Type: initproto.Exited, Pid: 1, Status: 0x8b}, "\x01\x84\x01\x00\x00\x00\x8b\x00\x00\x00"},
-	{initproto.Message{Type: initproto.Pong, Seq: 3}, "\x01\x85\x03\x00\x00\x00\x00\x00\x00\x00"},
+	{initproto.Message{Type: initproto.Start, Flags: initproto.Terminal | initproto.DropStdio}, "\x02\x01\x05"},
+	{initproto.Message{Type: initproto.Start, Flags: initproto.NewStdio | initproto.Command}, "\x02\x01\x18"},
+	{initproto.Message{Type: initproto.Tie, Flags: initproto.Tied}, "\x02\x07\x02"},
+	{initproto.Message{Type: initproto.Tie}, "\x02\x07\x00"},
+	{initproto.Message{Type: initproto.Adopt, Pid: 1000, Flags: initproto.Tied}, "\x02\x02\xe8\x03\x00\x00\x02"},
+	{initproto.Message{Type: initproto.Restored}, "\x02\x03"},
+	{initproto.Message{Type: initproto.Abandon}, "\x02\x04"},
+	{initproto.Message{Type: initproto.Signal, Signo: 64}, "\x02\x05\x40"},
+	{initproto.Message{Type: initproto.Ping, Seq: 1 << 40}, "\x02\x06\x00\x00\x00\x00\x00\x01\x00\x00"},
+	{initproto.Message{Type: initproto.Ready}, "\x02\x81\x00\x00"},
+	{initproto.Message{Type: initproto.Ready, Text: "né"}, "\x02\x81\x03\x00n\xc3\xa9"},
+	{initproto.Message{Type: initproto.Started, Pid: 1<<31 - 1}, "\x02\x82\xff\xff\xff\x7f"},
+	{initproto.Message{Type: initproto.StartFailed, Errno: 8, Text: "no"}, "\x02\x83\x08\x00\x00\x00\x02\x00no"},
+	{initproto.Message{Type: initproto.Exited, Pid: 1, Status: 0x8b}, "\x02\x84\x01\x00\x00\x00\x8b\x00\x00\x00"},
+	{initproto.Message{Type: initproto.Pong, Seq: 3}, "\x02\x85\x03\x00\x00\x00\x00\x00\x00\x00"},
 }
 
 // sides gives the decoder of the side that receives the type and that of the other.
@@ -59,7 +62,7 @@ func TestLayout(t *testing.T) {
 		if _, err := right([]byte(tc.bytes + "\x00")); !errors.Is(err, initproto.ErrMalformed) {
 			t.Errorf("%s: a trailing byte: %v", name, err)
 		}
-		if _, err := right([]byte("\x02" + tc.bytes[1:])); !errors.Is(err, initproto.ErrVersion) {
+		if _, err := right([]byte("\x01" + tc.bytes[1:])); !errors.Is(err, initproto.ErrVersion) {
 			t.Errorf("%s: another version: %v", name, err)
 		}
 	}
@@ -67,26 +70,30 @@ func TestLayout(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	for name, b := range map[string]string{
-		"unknown flag":           "\x01\x01\x08",
-		"signal 0":               "\x01\x05\x00",
-		"signal 65":              "\x01\x05\x41",
-		"adopt pid 0":            "\x01\x02\x00\x00\x00\x00\x00",
-		"started pid -1":         "\x01\x82\xff\xff\xff\xff",
-		"escape in text":         "\x01\x81\x01\x00\x1b",
-		"newline in text":        "\x01\x81\x01\x00\n",
-		"text not UTF-8":         "\x01\x81\x01\x00\xff",
-		"text longer than said":  "\x01\x81\x01\x00ab",
-		"text shorter than said": "\x01\x81\x03\x00ab",
-		"text over its bound":    "\x01\x81\x01\x04" + strings.Repeat("a", initproto.MaxText+1),
-		"oversize":               "\x01\x81" + strings.Repeat("a", initproto.MaxSize),
-		"unknown type":           "\x01\x86",
+		"unknown flag":           "\x02\x01\x20",
+		"adopt with a command":   "\x02\x02\x01\x00\x00\x00\x10",
+		"tie with a terminal":    "\x02\x07\x01",
+		"signal 0":               "\x02\x05\x00",
+		"signal 65":              "\x02\x05\x41",
+		"adopt pid 0":            "\x02\x02\x00\x00\x00\x00\x00",
+		"started pid -1":         "\x02\x82\xff\xff\xff\xff",
+		"escape in text":         "\x02\x81\x01\x00\x1b",
+		"newline in text":        "\x02\x81\x01\x00\n",
+		"text not UTF-8":         "\x02\x81\x01\x00\xff",
+		"text longer than said":  "\x02\x81\x01\x00ab",
+		"text shorter than said": "\x02\x81\x03\x00ab",
+		"text over its bound":    "\x02\x81\x01\x04" + strings.Repeat("a", initproto.MaxText+1),
+		"oversize":               "\x02\x81" + strings.Repeat("a", initproto.MaxSize),
+		"unknown type":           "\x02\x86",
 	} {
 		if m, err := sidesOf(b)([]byte(b)); err == nil {
 			t.Errorf("%s: decoded as %+v", name, m)
 		}
 	}
 	for _, m := range []initproto.Message{
-		{Type: initproto.Start, Flags: 8},
+		{Type: initproto.Start, Flags: 32},
+		{Type: initproto.Adopt, Pid: 1, Flags: initproto.Command},
+		{Type: initproto.Tie, Flags: initproto.DropStdio},
 		{Type: initproto.Adopt, Pid: -1},
 		{Type: initproto.Adopt, Pid: 1, Flags: 128},
 		{Type: initproto.Signal},
@@ -146,7 +153,7 @@ func TestNames(t *testing.T) {
 	for _, tc := range messages {
 		seen[tc.m.Type.String()] = true
 	}
-	if len(seen) != 11 || seen["UNKNOWN"] || initproto.Type(0).String() != "UNKNOWN" {
+	if len(seen) != 12 || seen["UNKNOWN"] || initproto.Type(0).String() != "UNKNOWN" {
 		t.Errorf("names %v", seen)
 	}
 }
@@ -172,8 +179,8 @@ func FuzzDecode(f *testing.F) {
 
 // TestSeeds: the corpus that the fuzzer starts from is kept with the code.
 func TestSeeds(t *testing.T) {
-	seeds, err := filepath.Glob("testdata/fuzz/FuzzDecode/*")
-	if err != nil || len(seeds) < 8 {
+	seeds, err := filepath.Glob("testdata/fuzz/*/*")
+	if err != nil || len(seeds) < 20 {
 		t.Fatalf("%d seeds, %v", len(seeds), err)
 	}
 	for _, seed := range seeds {

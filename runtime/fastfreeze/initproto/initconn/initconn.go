@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -57,19 +58,70 @@ func New(f *os.File) (*Conn, error) {
 	return &Conn{c: u}, nil
 }
 
-// Send sends one message. It blocks while PID 1 does not read and the socket is full, at most until ctx ends.
-// When PID 1 is gone the error is an errdefs.ErrUnavailable.
-func (c *Conn) Send(ctx context.Context, m initproto.Message) error {
+// Send sends one message and the descriptors that it needs (initproto.Message.Descriptors); the files stay the
+// caller's to close. It blocks while PID 1 does not read and the socket is full, at most until ctx ends. When PID 1
+// is gone the error is an errdefs.ErrUnavailable.
+func (c *Conn) Send(ctx context.Context, m initproto.Message, files ...*os.File) error {
 	b, err := initproto.Append(make([]byte, 0, 64), &m)
 	if err != nil {
 		return fmt.Errorf("sending %v to PID 1: %w: %w", m.Type, err, errdefs.ErrInvalidArgument)
 	}
+	if want := m.Descriptors(); len(files) != want {
+		return fmt.Errorf("sending %v to PID 1: %d descriptors are to come along, not %d: %w", m.Type, want, len(files), errdefs.ErrInvalidArgument)
+	}
+	var rights []byte
+	if len(files) > 0 {
+		if rights, err = encodeRights(files); err != nil {
+			return fmt.Errorf("sending %v to PID 1: %w", m.Type, err)
+		}
+	}
 	c.sendMu.Lock()
 	defer c.sendMu.Unlock()
 	done := deadline(ctx, c.c.SetWriteDeadline)
-	_, err = c.c.Write(b)
+	_, _, err = c.c.WriteMsgUnix(b, rights, nil)
 	done()
+	runtime.KeepAlive(files)
 	return wrap(ctx, "sending "+m.Type.String()+" to PID 1", err)
+}
+
+// encodeRights makes the control data that takes descriptors along. The application gets the open files
+// themselves, so they must block as it expects (os.Pipe makes pipes that do not).
+func encodeRights(files []*os.File) ([]byte, error) {
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+		if fds[i] < 0 {
+			return nil, fmt.Errorf("descriptor %d is closed already: %w", i, errdefs.ErrInvalidArgument)
+		}
+		if err := unix.SetNonblock(fds[i], false); err != nil {
+			return nil, fmt.Errorf("making descriptor %d block: %w", i, err)
+		}
+	}
+	return unix.UnixRights(fds...), nil
+}
+
+// CommandFile makes the file that comes with initproto.Command: a sealed memfd. The caller closes it. What PID 1
+// would refuse is an errdefs.ErrInvalidArgument.
+func CommandFile(args, env []string) (*os.File, error) {
+	const step = "making the command for PID 1"
+	b := initproto.EncodeCommand(args, env)
+	if _, err := initproto.DecodeCommand(b); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", step, err, errdefs.ErrInvalidArgument)
+	}
+	fd, err := unix.MemfdCreate("fastfreeze-command", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("%s: memfd_create: %w", step, err)
+	}
+	f := os.NewFile(uintptr(fd), "fastfreeze-command")
+	if _, err = f.Write(b); err == nil {
+		const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("%s: %w", step, err)
+	}
+	return f, nil
 }
 
 // Receive blocks until the next message of PID 1 or the end of ctx. When the connection is at its end the error

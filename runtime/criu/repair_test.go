@@ -1,0 +1,132 @@
+//go:build linux && amd64
+
+package criu
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// killer ends CRIU before the nth step by which it touches the processes of a dump.
+type killer struct {
+	n, seen int
+	entry   bool
+	last    string
+	report  string
+}
+
+// ptraceNames are the requests that CRIU makes (ptrace(2)).
+var ptraceNames = map[uint64]string{
+	0x1: "PEEKTEXT", 0x2: "PEEKDATA", 0x4: "POKETEXT", 0x5: "POKEDATA", 0x6: "POKEUSER", 0x7: "CONT", 0xe: "GETFPREGS",
+	0x11: "DETACH", 0x18: "SYSCALL", 0x19: "ARCH_PRCTL", 0x4200: "SETOPTIONS", 0x4202: "GETSIGINFO", 0x4204: "GETREGSET", 0x4205: "SETREGSET",
+	0x4206: "SEIZE", 0x4207: "INTERRUPT", 0x4209: "PEEKSIGINFO", 0x420a: "GETSIGMASK", 0x420b: "SETSIGMASK",
+}
+
+func (k *killer) step(pid int) (killed bool) {
+	var regs unix.PtraceRegs
+	if k.report != "" || unix.PtraceGetRegs(pid, &regs) != nil {
+		return false
+	}
+	if int64(regs.Rax) != -int64(unix.ENOSYS) || regs.Orig_rax != unix.SYS_PTRACE && regs.Orig_rax != unix.SYS_WAIT4 {
+		return false
+	}
+	name := "wait4"
+	if regs.Orig_rax == unix.SYS_PTRACE {
+		if name = ptraceNames[regs.Rdi]; name == "" {
+			name = strconv.FormatUint(regs.Rdi, 16)
+		}
+	}
+	if k.seen++; k.seen == k.n {
+		k.report = fmt.Sprintf("killed before %s, after %s", name, k.last)
+		return unix.Kill(pid, unix.SIGKILL) == nil
+	}
+	k.last = name
+	return false
+}
+
+// traces are what CRIU has left in a process: its mapping, its descriptor, its signal mask.
+func traces(pid int) (found []string) {
+	maps, _ := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if strings.Contains(string(maps), parasiteName) {
+		found = append(found, "mapping")
+	}
+	folder := fmt.Sprintf("/proc/%d/fd/", pid)
+	fds, _ := os.ReadDir(folder)
+	for _, fd := range fds {
+		if link, _ := os.Readlink(folder + fd.Name()); strings.HasPrefix(link, parasiteName) {
+			found = append(found, "descriptor")
+		}
+	}
+	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	for _, task := range tasks {
+		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/status", pid, task.Name()))
+		// All but SIGTRAP, and what cannot be blocked.
+		if strings.Contains(string(status), "SigBlk:\tfffffffffffbfeef") {
+			found = append(found, "signal mask")
+		}
+	}
+	return found
+}
+
+// CRIU is killed at every stage of a dump; the processes are unharmed and go on.
+func TestProcessesSurviveAKilledCRIU(t *testing.T) {
+	const stride = 23 // of some 450 steps
+	for name, c := range map[string]struct {
+		freezer func(testing.TB) *freezer
+		first   int
+	}{"default": {newFreezer, 1}, "v2": {newFreezerV2, 12}} {
+		t.Run(name, func(t *testing.T) {
+			tool := realTool(t)
+			if err := tool.Prepare(testContext(t)); err != nil {
+				t.Fatal(err)
+			}
+			for n := c.first; survives(t, tool, c.freezer, n); n += stride {
+			}
+		})
+	}
+}
+
+// survives is false if the dump has fewer than n steps.
+func survives(t *testing.T, tool *Tool, newFreezer func(testing.TB) *freezer, n int) (killed bool) {
+	t.Run(strconv.Itoa(n), func(t *testing.T) {
+		a := newContainerIn(t, newFreezer(t))
+		app := a.start(1000)
+		app.ask("set color green")
+		app.ask("fanout 1")
+		a.freezer.freeze()
+		o := a.dumpOf(app, newCheckpoint(t))
+		o.FreezeCgroup = a.freezer.dir
+		k := &killer{n: n, last: "the beginning"}
+		tool.step = k.step
+		_, err := tool.Dump(testContext(t), o)
+		tool.step = nil
+		if killed = k.report != ""; !killed {
+			if err != nil {
+				t.Errorf("a dump that nobody hinders: %v", err)
+			}
+			return
+		}
+		checkError(t, err, errdefs.ErrAborted, "signal 9")
+		eventually(t, "the container is still frozen", a.freezer.frozen)
+		a.freezer.thaw()
+		expect(t, "the application, "+k.report, app.ask("get color"), "green")
+		var left []string
+		eventually(t, "nothing of CRIU is left", func() bool {
+			left = nil
+			for _, pid := range descendants(a.cmd.Process.Pid) {
+				left = append(left, traces(pid)...)
+			}
+			return len(left) == 0
+		})
+		eventually(t, "there are the two processes and no other", func() bool { return len(descendants(a.cmd.Process.Pid)) == 2 })
+		t.Logf("%s: the processes go on, left in them: %v", k.report, left)
+		a.dump(tool, app)
+	})
+	return killed && !t.Failed()
+}
