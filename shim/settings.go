@@ -68,6 +68,10 @@ const (
 	OnExitDefault = "default"
 )
 
+// AnnotationStartup is the one annotation of an update that is a request: its value is
+// what the service is to become.
+const AnnotationStartup = "io.fastmig.startup"
+
 // Hooks are the commands that run in the container around an operation; empty: none.
 type Hooks struct {
 	BeforeCheckpoint, AfterCheckpoint []string

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -368,7 +367,8 @@ func (t *task) update(ctx context.Context, r *specs.LinuxResources, decoder Deco
 		}
 	}
 	set, changed, err := decoder.Update(t.current(), annotations)
-	if err != nil || len(changed) == 0 {
+	_, startup := annotations[AnnotationStartup]
+	if err != nil || len(changed) == 0 && (!startup || t.svc == nil) {
 		return err
 	}
 	if t.svc == nil {
@@ -377,7 +377,7 @@ func (t *task) update(ctx context.Context, r *specs.LinuxResources, decoder Deco
 	if err := set.check(t.node); err != nil {
 		return err
 	}
-	return t.svc.Update(ctx, set.service(), slices.Contains(changed, "io.fastmig.startup"))
+	return t.svc.Update(ctx, set.service(), startup)
 }
 
 func (t *task) limit(ctx context.Context, r *specs.LinuxResources) error {

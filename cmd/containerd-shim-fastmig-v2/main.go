@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"os"
+	"runtime"
 
 	cshim "github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/opencontainers/runc/libcontainer"
@@ -23,6 +24,9 @@ func init() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		libcontainer.Init()
 	}
+	// Threads that join a container's namespaces are thrown away afterwards. Go does
+	// not end the first one: it would stay there, and /proc/self is its.
+	runtime.LockOSThread()
 }
 
 func main() {

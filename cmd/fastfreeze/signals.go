@@ -65,6 +65,10 @@ func (p *pid1) forward() {
 		for i := range infos[:n/int(unsafe.Sizeof(infos[0]))] {
 			s := &infos[i]
 			switch s.signo {
+			case sigSEGV, sigBUS, sigILL, sigFPE:
+				if s.pid == 0 && s.code <= 0 {
+					crash()
+				}
 			case sigTTIN, sigTTOU:
 				continue // the terminal's word about PID 1 itself
 			case sigPIPE, sigURG:
@@ -79,6 +83,14 @@ func (p *pid1) forward() {
 		}
 	}
 }
+
+// fault is never set.
+var fault *byte
+
+// crash ends PID 1 as a fault of its own would: somebody outside the pid namespace (whose number is 0 here) has
+// sent it, and not the application, the signal of one. As these signals are blocked, the kernel's answer to a real
+// fault is the end, which no signal from within could bring about (pid_namespaces(7)).
+func crash() { *fault = 1 }
 
 // requeue passes a signal on with the value that came with it.
 func (p *pid1) requeue(s *signalInfo) bool {

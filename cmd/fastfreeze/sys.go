@@ -78,6 +78,10 @@ const (
 	sigQUIT = 3
 	sigKILL = 9
 	sigPIPE = 13
+	sigILL  = 4
+	sigBUS  = 7
+	sigFPE  = 8
+	sigSEGV = 11
 	sigTERM = 15
 	sigCHLD = 17
 	sigCONT = 18

@@ -152,7 +152,8 @@ func TestHooksAtRenew(t *testing.T) {
 		}
 		host := filepath.Join(l.dir, "shared")
 		l.spec.Hooks = &specs.Hooks{
-			Prestart:        hook("prestart", host), //nolint:staticcheck // still in use
+			//lint:ignore SA1019 still in use, and run by libcontainer
+			Prestart:        hook("prestart", host),
 			CreateRuntime:   hook("createRuntime", host),
 			CreateContainer: hook("createContainer", host),
 			StartContainer:  hook("startContainer", "/shared"),

@@ -125,24 +125,22 @@ func family(l *lab, name string) (root *Process, all []int) {
 		_ = p.Signal(unix.SIGKILL)
 		_, _ = p.Wait()
 	})
+	// The sh, its sleep, the sub-shell and its sleep: mv has ended.
 	eventually(l.t, "the family is there", func() bool {
 		_, err := os.Stat(l.dir + "/shared/" + name)
-		return err == nil
-	})
-	pids, err := l.c.Pids()
-	must(l.t, err)
-	parents := map[int]int{}
-	for _, pid := range pids {
-		parents[pid] = parent(pid)
-	}
-	for _, pid := range pids {
-		if descends(pid, map[int]bool{p.Pid: true}, parents) {
-			all = append(all, pid)
+		pids, _ := l.c.Pids()
+		parents := map[int]int{}
+		for _, pid := range pids {
+			parents[pid] = parent(pid)
 		}
-	}
-	if len(all) != 4 {
-		l.t.Fatalf("the family is %v", all)
-	}
+		all = nil
+		for _, pid := range pids {
+			if descends(pid, map[int]bool{p.Pid: true}, parents) {
+				all = append(all, pid)
+			}
+		}
+		return err == nil && len(all) == 4
+	})
 	return p, all
 }
 

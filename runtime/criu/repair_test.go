@@ -16,7 +16,6 @@ import (
 // killer ends CRIU before the nth step by which it touches the processes of a dump.
 type killer struct {
 	n, seen int
-	entry   bool
 	last    string
 	report  string
 }

@@ -107,11 +107,17 @@ func (s *Service) save(ctx context.Context, o *operation, c checkpoint) (err err
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	l := s.current()
+	if l == nil {
+		return fmt.Errorf("checkpoint: %w", errOver)
+	}
 	keep := func() {}
 	if c.end == endService || c.end == endContainer && len(c.hooks.AfterCheckpoint) > 0 {
 		// PID 1 must hear it before it is frozen.
 		hear := func() error {
-			keep, err = s.expect(ctx, l)
+			release, err := s.expect(ctx, l)
+			if err == nil {
+				keep = func() { s.whileThawed(paused, release) }
+			}
 			return err
 		}
 		if paused {
@@ -120,6 +126,7 @@ func (s *Service) save(ctx context.Context, o *operation, c checkpoint) (err err
 			err = hear()
 		}
 		if err != nil {
+			keep()
 			return fmt.Errorf("checkpoint: %w", err)
 		}
 	}
@@ -155,10 +162,29 @@ func (s *Service) save(ctx context.Context, o *operation, c checkpoint) (err err
 	if c.end == endNothing {
 		return s.goOn(ctx, o, c, before, frozen, thaw)
 	}
-	if err := s.endSaved(ctx, o, c, l, paused); err != nil {
+	if err := s.endSaved(ctx, o, c, l, before, keep); err != nil {
+		if s.now() == api.Checkpointing {
+			if terr := thaw(); terr != nil {
+				err = errors.Join(err, fmt.Errorf("thaw the container: %w", terr))
+			}
+			s.to(before, fmt.Sprintf("the checkpoint is saved, but its service could not be ended: %v", err))
+		}
 		return fmt.Errorf("the checkpoint is saved, but its service could not be ended: %w", err)
 	}
 	return nil
+}
+
+// whileThawed does what PID 1 must hear, also in a container that the client has
+// paused. It is for the way back from a failure: it does not end with a request.
+func (s *Service) whileThawed(paused bool, f func()) {
+	if !paused {
+		f()
+		return
+	}
+	err := s.body.Breathe(s.ctx, func() error { f(); return nil })
+	if err != nil {
+		s.note(fmt.Sprintf("the checkpoint failed, and so did the way back: %v", err))
+	}
 }
 
 // goOn lets a service run on after its checkpoint.
@@ -180,20 +206,20 @@ func (s *Service) goOn(ctx context.Context, o *operation, c checkpoint, before a
 // endSaved ends a frozen service, whose processes do not run any more, and with it
 // the container if it is to end. The hook after the checkpoint finds the service
 // gone and the container alive.
-func (s *Service) endSaved(ctx context.Context, o *operation, c checkpoint, l *life, paused bool) error {
+func (s *Service) endSaved(ctx context.Context, o *operation, c checkpoint, l *life, before api.State, release func()) error {
 	if c.end == endContainer && len(c.hooks.AfterCheckpoint) == 0 {
 		// SIGKILL thaws the container, and its pid namespace dies with PID 1.
-		return s.body.EndContainer(ctx)
+		return s.endContainer()
 	}
 	s.to(api.Stopping, "the checkpoint is saved")
-	err := s.bury(l, "the checkpoint is saved and the service ended", paused, func() {
+	err := s.bury(l, "the checkpoint is saved and the service ended", before, release, func() {
 		s.report(ctx, o, c.hooks, afterCheckpoint)
 	})
 	if err != nil {
 		return err
 	}
 	if c.end == endContainer {
-		return s.body.EndContainer(ctx)
+		return s.endContainer()
 	}
 	return nil
 }

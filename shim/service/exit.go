@@ -36,7 +36,11 @@ func (s *Service) follow(l *life, exit <-chan int) {
 func (s *Service) settle(l *life) {
 	release, err := s.body.Acquire(s.ctx)
 	if err != nil {
-		return // the container has ended
+		// The container has ended.
+		s.mu.Lock()
+		s.status.exit = &l.status
+		s.mu.Unlock()
+		return
 	}
 	defer release()
 	s.mu.Lock()

@@ -29,11 +29,13 @@ type fake struct {
 	signaled bool          // how it died
 	ending   bool          // somebody ends the container
 	ended    bool
+	endsTied bool // PID 1 ends when it is thawed
 	paused   bool // by the client
 	frozen   bool // by Freeze
 	app      *app
-	apps     int // that were ever run
-	images   int // that are open
+	apps     int               // that were ever run
+	unsaid   []func(told bool) // ends of applications that a frozen PID 1 has not told yet
+	images   int               // that are open
 	oom      bool
 	places   map[string][]kept // newest last
 	faults   []fault
@@ -213,6 +215,10 @@ func (f *fake) loseInit(signaled bool) {
 		close(f.app.exit)
 		f.app = nil
 	}
+	for _, say := range f.unsaid {
+		say(false)
+	}
+	f.unsaid = nil
 	close(f.gone)
 }
 
@@ -231,8 +237,19 @@ func (f *fake) exitApp(status int) {
 		return
 	}
 	f.app = nil
-	a.exit <- status
-	close(a.exit)
+	say := func(told bool) {
+		if told {
+			a.exit <- status
+		}
+		close(a.exit)
+	}
+	if f.frozen || f.paused {
+		f.unsaid = append(f.unsaid, say)
+		f.endsTied = a.tied
+		f.mu.Unlock()
+		return
+	}
+	say(true)
 	f.mu.Unlock()
 	if a.tied {
 		f.loseInit(false)
@@ -244,8 +261,19 @@ func (f *fake) thawed() {
 	f.mu.Lock()
 	a := f.app
 	still := f.frozen || f.paused
+	tied := false
+	if !still {
+		for _, say := range f.unsaid {
+			say(true)
+		}
+		f.unsaid, tied, f.endsTied = nil, f.endsTied, false
+	}
 	f.mu.Unlock()
-	if a != nil && a.pending != nil && !still {
+	switch {
+	case still:
+	case tied:
+		f.loseInit(false)
+	case a != nil && a.pending != nil:
 		f.exitApp(*a.pending)
 	}
 }

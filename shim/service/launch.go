@@ -157,6 +157,9 @@ func (s *Service) launch(ctx context.Context, o *operation, l launch) (err error
 		Image: image, Args: l.args, Env: s.env(l.env), Tied: set.tied(),
 		KeepTCP: set.KeepTCP, LeaveStopped: l.leaveStopped, Progress: o.progress,
 	}
+	if len(l.args) == 0 {
+		run.Args = nil
+	}
 	if len(l.args) == 0 && len(l.env) == 0 {
 		run.Env = nil
 	}

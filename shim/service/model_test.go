@@ -195,6 +195,7 @@ func (r *rig) play(steps []step) []string {
 			r.f.armFault(x)
 		}
 		before := r.Status()
+		doomed := r.f.doomed()
 		paused := r.f.isPaused()
 		there := len(r.f.place(imageURL)) > 0
 		ctx, cancel := context.WithCancel(context.Background())
@@ -223,7 +224,7 @@ func (r *rig) play(steps []step) []string {
 		}
 		<-ended
 		cancel()
-		if s.plain() && r.settings().Interval == 0 && before.State != api.Exited && (!paused || before.State == api.Paused) {
+		if s.plain() && !doomed && r.settings().Interval == 0 && before.State != api.Exited && (!paused || before.State == api.Paused) {
 			synctest.Wait()
 			after, refused := outcome(s.Op, before.State, before.OnExit == OnExitTied, there)
 			if refused {
@@ -249,6 +250,12 @@ func (r *rig) play(steps []step) []string {
 			return []string{err.Error()}
 		}
 		r.f.disarm()
+		if s.Event != "" {
+			time.Sleep(20 * time.Millisecond) // a signal may be on its way
+			if err := r.quiet(); err != nil {
+				return []string{err.Error()}
+			}
+		}
 		bad = append(bad, r.wrong()...)
 		if s.Idle > 0 && len(bad) == 0 {
 			time.Sleep(time.Duration(s.Idle) * time.Second)
@@ -269,6 +276,14 @@ func (r *rig) play(steps []step) []string {
 }
 
 func tailOf[T any](list []T, n int) []T { return list[max(0, len(list)-n):] }
+
+// doomed says that the application ends as soon as it is thawed, or that its end is
+// told then.
+func (f *fake) doomed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.app != nil && f.app.pending != nil || len(f.unsaid) > 0
+}
 
 func (f *fake) isPaused() bool {
 	f.mu.Lock()

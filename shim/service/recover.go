@@ -21,7 +21,7 @@ type Loss struct {
 // is a new one, and the service is back or its container in standby; it is false if
 // the container is to end as it would without a supervisor.
 func (s *Service) Lost(loss Loss) bool {
-	release, err := s.body.Acquire(s.ctx)
+	release, err := s.body.Acquire(s.lives)
 	if err != nil {
 		return false
 	}
@@ -29,13 +29,18 @@ func (s *Service) Lost(loss Loss) bool {
 	oom := s.body.OOMKilled()
 	was := s.now()
 	l := s.current()
-	if why := s.leaves(l, oom); why != "" {
+	if why := s.leaves(l, was, oom); why != "" {
 		s.note(fmt.Sprintf("%s; it is not brought back: %s", loss.Cause, why))
 		return false
 	}
-	var ran time.Duration
+	// Without a service, it is how long PID 1 was well.
+	ran := time.Since(s.Status().Since)
+	asked := false
 	if l != nil {
 		ran = time.Since(l.began)
+		s.mu.Lock()
+		asked = l.expected
+		s.mu.Unlock()
 		s.forget(l)
 	}
 	wait, again := s.nextTry(ran)
@@ -58,7 +63,10 @@ func (s *Service) Lost(loss Loss) bool {
 	s.status.recoveries++
 	s.mu.Unlock()
 	s.to(api.Standby, "FastFreeze is back")
-	if l == nil && was != api.Exited {
+	if asked {
+		s.reason(loss.Cause + " while the service was being ended, as was asked")
+	}
+	if asked || l == nil && was != api.Exited {
 		s.cfg.Recorder.Recovery(loss.Kind, nil, time.Since(loss.At))
 		return true
 	}
@@ -82,11 +90,16 @@ func (s *Service) Lost(loss Loss) bool {
 }
 
 // leaves says why a lost FastFreeze is not brought back; "": it is.
-func (s *Service) leaves(l *life, oom bool) string {
+func (s *Service) leaves(l *life, was api.State, oom bool) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	tied := l != nil && s.set.tied()
+	// What is to end is not tied any more.
+	tied := l != nil && s.set.tied() && !l.expected
 	switch {
+	case s.ending:
+		return "a client ends the container"
+	case was == api.Exited && s.set.tied():
+		return "the container was about to end with its service"
 	case s.set.Supervise == SuperviseNever:
 		return "io.fastmig.supervise is never"
 	case s.set.Supervise == SuperviseAlways:

@@ -143,8 +143,20 @@ func (s *Service) Resumed() {
 		s.to(api.Running, "the container is resumed")
 	}
 	if r := s.afterResume; r != nil {
+		s.wait.Go(func() { s.resumed(r) })
+	}
+}
+
+// resumed runs the hook that waited for it, if the container is not paused again.
+func (s *Service) resumed(r *hookRun) {
+	release, err := s.body.Acquire(s.ctx)
+	if err != nil {
+		return
+	}
+	defer release()
+	if s.afterResume == r && s.body.Ready() == nil {
 		s.afterResume = nil
-		s.wait.Go(func() { s.report(s.ctx, s.operation("checkpoint"), r.hooks, r.kind) })
+		s.report(s.ctx, s.operation("checkpoint"), r.hooks, r.kind)
 	}
 }
 
@@ -159,7 +171,8 @@ func (s *Service) Update(ctx context.Context, set Settings, startup bool) error 
 	if set.Interval != before.Interval {
 		s.setInterval(set.Interval)
 	}
-	if !startup {
+	if !startup || set.Startup != api.StartStandby && before.Startup == set.Startup && before.ImageURL == set.ImageURL && s.now() == api.Running {
+		// A client may send all annotations with every update.
 		return nil
 	}
 	var err error

@@ -23,7 +23,7 @@ var transitions = map[api.State][]api.State{
 	api.Running:       {api.Paused, api.Checkpointing, api.Stopping, api.Exited, api.Recovering, api.Ended},
 	api.Paused:        {api.Running, api.Checkpointing, api.Exited, api.Recovering, api.Ended},
 	api.Checkpointing: {api.Running, api.Paused, api.Stopping, api.Exited, api.Recovering, api.Ended},
-	api.Stopping:      {api.Standby, api.Running, api.Exited, api.Recovering, api.Ended},
+	api.Stopping:      {api.Standby, api.Running, api.Paused, api.Exited, api.Recovering, api.Ended},
 	api.Exited:        {api.Starting, api.Restoring, api.Standby, api.Recovering, api.Ended},
 	api.Recovering:    {api.Standby, api.Ended},
 	api.Ended:         nil,

@@ -69,6 +69,9 @@ func (s *Service) stop(ctx context.Context, name string, r api.StopRequest, sig 
 // ctx ends first, the service goes on as if nothing had been.
 func (s *Service) end(ctx context.Context, o *operation, sig unix.Signal, timeout time.Duration) error {
 	l := s.current()
+	if l == nil {
+		return fmt.Errorf("%s: %w", o.name, errOver)
+	}
 	s.to(api.Stopping, o.name+" was requested")
 	back := func(err error) error {
 		if s.now() == api.Stopping {
@@ -96,8 +99,12 @@ func (s *Service) end(ctx context.Context, o *operation, sig unix.Signal, timeou
 			return back(ctx.Err())
 		}
 	}
-	return s.bury(l, o.name+" was requested", false, nil)
+	return s.bury(l, o.name+" was requested", api.Running, release, nil)
 }
+
+// errOver is what an operation finds that the container's end has overtaken: that
+// one does not wait for operations.
+var errOver = fmt.Errorf("the container has ended meanwhile: %w", errdefs.ErrFailedPrecondition)
 
 // expect makes the end of a life one that is asked for: PID 1 survives it. release
 // takes that back.
@@ -138,31 +145,47 @@ func (s *Service) expect(ctx context.Context, l *life) (release func(), err erro
 // bury kills what is left of a life whose end was expected, and is in standby
 // then; after, if it is not nil, is called in the thawed container. Once begun it
 // does not stop half-way. The service of a container that the client has paused
-// does not run for a moment more.
-func (s *Service) bury(l *life, cause string, paused bool, after func()) error {
+// does not run for a moment more. What cannot be killed goes on as before, and
+// release takes back that its end is expected; it is called in the thawed container.
+func (s *Service) bury(l *life, cause string, before api.State, release, after func()) error {
 	ctx, cancel := context.WithTimeout(s.ctx, endTimeout)
 	defer cancel()
-	if err := s.body.EndService(ctx); err != nil {
-		return fmt.Errorf("end the service: %w", err)
-	}
+	failed := s.body.EndService(ctx)
 	finish := func() error {
+		wait := ctx.Done()
+		if failed != nil {
+			failed = fmt.Errorf("end the service: %w", failed)
+			// It may be gone all the same; what has ended is told at once.
+			soon, cancel := context.WithTimeout(s.ctx, tiedGrace)
+			defer cancel()
+			wait = soon.Done()
+		}
 		select {
 		case <-l.ended:
-		case <-ctx.Done():
-			return fmt.Errorf("end the service: its processes are killed, and PID 1 does not say that they are gone: %w", ctx.Err())
+		case <-wait:
+			if failed == nil {
+				failed = fmt.Errorf("end the service: its processes are killed, and PID 1 does not say that they are gone: %w", ctx.Err())
+			}
+			release()
+			s.to(before, fmt.Sprintf("the service could not be ended: %v", failed))
+			return failed
 		}
 		if l.lost {
 			// PID 1 went with it; whoever watches that one goes on from here.
 			return fmt.Errorf("end the service: FastFreeze died meanwhile: %w", errdefs.ErrAborted)
 		}
 		s.forget(l)
+		if failed != nil {
+			s.standby(fmt.Sprintf("the service has ended, but not all that it left: %v", failed))
+			return failed
+		}
 		s.to(api.Standby, cause)
 		if after != nil {
 			after()
 		}
 		return nil
 	}
-	if paused {
+	if before == api.Paused {
 		return s.body.Breathe(ctx, finish)
 	}
 	return finish()
