@@ -21,6 +21,7 @@ import (
 // The pid and cgroup trees are the real host's.
 type machine struct {
 	mnt, net *os.File
+	run      *os.File // its /run, for those outside
 }
 
 // newMachine makes the namespaces. varLib is the folder that becomes /var/lib.
@@ -46,6 +47,9 @@ func newMachine(varLib string) (*machine, error) {
 		if err != nil {
 			return fmt.Errorf("set up the loopback device: %w", err)
 		}
+		if m.run, err = os.Open("/run"); err != nil {
+			return err
+		}
 		if m.mnt, err = os.Open("/proc/thread-self/ns/mnt"); err != nil {
 			return err
 		}
@@ -60,7 +64,7 @@ func newMachine(varLib string) (*machine, error) {
 }
 
 func (m *machine) close() {
-	for _, f := range []*os.File{m.mnt, m.net} {
+	for _, f := range []*os.File{m.mnt, m.net, m.run} {
 		if f != nil {
 			f.Close()
 		}

@@ -40,6 +40,8 @@ type Options struct {
 	Plugins string
 	// CRI leaves containerd's Kubernetes interface on.
 	CRI bool
+	// Config is the node's /etc/fastmig/config.toml; "": none. See WriteConfig.
+	Config string
 	// Progress gets lines about long steps, such as building containerd.
 	Progress io.Writer
 }
@@ -142,6 +144,11 @@ func Start(ctx context.Context, opts Options) (n *Node, err error) {
 	}
 	if err := n.writeNetwork(); err != nil {
 		return n, err
+	}
+	if opts.Config != "" {
+		if err := n.WriteConfig(opts.Config); err != nil {
+			return n, err
+		}
 	}
 	return n, n.StartDaemon(ctx)
 }

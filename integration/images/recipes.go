@@ -112,6 +112,12 @@ var (
 		config:   config("java", "-Xmx128m", "/srv/Service.java"),
 		finish:   linkJava,
 	}
+	// Sysbench measures what a container gets of the machine.
+	Sysbench = Image{
+		Name:     "sysbench",
+		packages: append([]string{"sysbench", "iperf3"}, shell...),
+		config:   config("bash"),
+	}
 	// GoScratch holds one static program, the test service.
 	GoScratch = Image{
 		Name:   "goscratch",
@@ -121,7 +127,7 @@ var (
 )
 
 // All are the package's images.
-var All = []Image{Busybox, Shell, Redis, Nginx, Memcached, Postgres, Python, Node, Java, GoScratch}
+var All = []Image{Busybox, Shell, Redis, Nginx, Memcached, Postgres, Python, Node, Java, Sysbench, GoScratch}
 
 // onlyBusybox replaces the root's packages by busybox and links to it.
 func onlyBusybox(ctx context.Context, root string) error {

@@ -24,13 +24,11 @@ const (
 	EventExit = "exit"
 	// EventStartFailed: it could not be started or restored.
 	EventStartFailed = "start_failed"
-	// EventRecover: FastFreeze was lost, and the service with it.
-	EventRecover = "recover"
 )
 
 // Event is what a decider gets, as JSON.
 type Event struct {
-	// Event is exit, start_failed or recover.
+	// Event is exit or start_failed.
 	Event     string `json:"event"`
 	ID        string `json:"id"`
 	Namespace string `json:"namespace"`

@@ -110,13 +110,18 @@ func (s *Service) save(ctx context.Context, o *operation, c checkpoint) (err err
 	if l == nil {
 		return fmt.Errorf("checkpoint: %w", errOver)
 	}
-	keep := func() {}
+	var release func()
+	keep := func() {
+		if release != nil {
+			s.whileThawed(paused, release)
+		}
+	}
 	if c.end == endService || c.end == endContainer && len(c.hooks.AfterCheckpoint) > 0 {
 		// PID 1 must hear it before it is frozen.
 		hear := func() error {
-			release, err := s.expect(ctx, l)
+			heard, err := s.expect(ctx, l)
 			if err == nil {
-				keep = func() { s.whileThawed(paused, release) }
+				release = heard
 			}
 			return err
 		}
@@ -162,7 +167,7 @@ func (s *Service) save(ctx context.Context, o *operation, c checkpoint) (err err
 	if c.end == endNothing {
 		return s.goOn(ctx, o, c, before, frozen, thaw)
 	}
-	if err := s.endSaved(ctx, o, c, l, before, keep); err != nil {
+	if err := s.endSaved(ctx, o, c, l, before, release); err != nil {
 		if s.now() == api.Checkpointing {
 			if terr := thaw(); terr != nil {
 				err = errors.Join(err, fmt.Errorf("thaw the container: %w", terr))

@@ -64,17 +64,28 @@ func (s *Service) settle(l *life) {
 	}
 	if err := s.endContainer(); err != nil {
 		s.failed("exit", err)
+		if s.now() == api.Exited {
+			s.standby(fmt.Sprintf("the container should have ended with its service: %v", err))
+		}
 	}
 }
 
 // endContainer kills the container. From here on a PID 1 that dies is not brought
 // back; whoever sees it die does not wait for the operation under way.
 func (s *Service) endContainer() error {
+	s.mu.Lock()
 	s.giveUp()
+	s.mu.Unlock()
 	// Not s.ctx: that ends with the container.
 	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 	defer cancel()
-	return s.body.EndContainer(ctx)
+	err := s.body.EndContainer(ctx)
+	if err != nil {
+		s.mu.Lock()
+		s.lives, s.giveUp = context.WithCancel(s.ctx)
+		s.mu.Unlock()
+	}
+	return err
 }
 
 // exited is what follows when the application has ended by itself.

@@ -224,7 +224,9 @@ func (r *rig) play(steps []step) []string {
 		}
 		<-ended
 		cancel()
-		if s.plain() && !doomed && r.settings().Interval == 0 && before.State != api.Exited && (!paused || before.State == api.Paused) {
+		// A mode that is so already is not asked for.
+		again := s.Op == "update-"+before.Startup && before.State == api.Running
+		if s.plain() && !doomed && !again && r.settings().Interval == 0 && before.State != api.Exited && (!paused || before.State == api.Paused) {
 			synctest.Wait()
 			after, refused := outcome(s.Op, before.State, before.OnExit == OnExitTied, there)
 			if refused {
@@ -250,7 +252,7 @@ func (r *rig) play(steps []step) []string {
 			return []string{err.Error()}
 		}
 		r.f.disarm()
-		if s.Event != "" {
+		if s.Event != "" || s.Cancel > 0 {
 			time.Sleep(20 * time.Millisecond) // a signal may be on its way
 			if err := r.quiet(); err != nil {
 				return []string{err.Error()}

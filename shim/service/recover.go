@@ -21,7 +21,10 @@ type Loss struct {
 // is a new one, and the service is back or its container in standby; it is false if
 // the container is to end as it would without a supervisor.
 func (s *Service) Lost(loss Loss) bool {
-	release, err := s.body.Acquire(s.lives)
+	s.mu.Lock()
+	lives := s.lives
+	s.mu.Unlock()
+	release, err := s.body.Acquire(lives)
 	if err != nil {
 		return false
 	}

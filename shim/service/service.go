@@ -156,9 +156,6 @@ type Service struct {
 	cancel context.CancelFunc
 	wait   sync.WaitGroup
 
-	// lives ends when the container is to end, or has: PID 1 is not brought back then.
-	lives  context.Context
-	giveUp context.CancelFunc
 	// restart is the start that an exited service waits for; it looks whether it is
 	// still the one. Guarded by the operation lock.
 	restart *pending
@@ -175,6 +172,9 @@ type Service struct {
 	ending  bool            // a client ends the container
 	saved   *api.Checkpoint // the last whole one of this service
 	status  counters
+	// lives ends when the container is to end, or has: PID 1 is not brought back then.
+	lives  context.Context
+	giveUp context.CancelFunc
 }
 
 // counters are what a status tells besides the machine's state.

@@ -29,7 +29,8 @@ func TestRefusals(t *testing.T) {
 		"restore":        idle,
 		"run":            idle,
 		"update-restore": idle,
-		"update-scratch": idle,
+		// The startup mode that it has: of a service that runs nothing is wanted.
+		"update-scratch": append([]api.State{api.Running}, idle...),
 		"checkpoint":     {api.Running, api.Paused},
 		"checkpoint-run": {api.Running, api.Paused},
 		"checkpoint-end": {api.Running, api.Paused},
@@ -45,7 +46,9 @@ func TestRefusals(t *testing.T) {
 				continue
 			}
 			synctest.Test(t, func(t *testing.T) {
-				r := usual().rig()
+				u := usual()
+				u.set.Startup = api.StartStandby
+				r := u.rig()
 				r.f.put(imageURL, 1, false)
 				r.state = state
 				before := r.settings()
