@@ -25,6 +25,12 @@ var sections = []struct {
 	{"share", (*bench).share},
 	{"tree", (*bench).tree},
 	{"memory", (*bench).memory},
+	{"warm", (*bench).warm},
+	{"operations", (*bench).operations},
+	{"ports", (*bench).ports},
+	{"recovery", (*bench).recovery},
+	{"overhead", (*bench).overhead},
+	{"load", (*bench).load},
 	{"idle", (*bench).idle},
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/fastmig/fastmig/integration/harness"
 	"github.com/fastmig/fastmig/integration/images"
@@ -28,6 +29,10 @@ type program struct {
 	processes int
 	// ready is what it prints when it is up; empty: nothing.
 	ready string
+	// hostNetwork joins the network of the node's machine.
+	hostNetwork bool
+	// annotations go into the spec; the stock shim does not know them.
+	annotations map[string]string
 }
 
 // shellLoop is the small container: a shell that counts and sleeps.
@@ -57,11 +62,15 @@ func (b *bench) newContainer(ctx context.Context, r harness.Runtime, p program) 
 		return nil, err
 	}
 	id := harness.NewID(r.String())
+	spec := []oci.SpecOpts{oci.WithImageConfig(image), oci.WithProcessArgs(p.args...), oci.WithAnnotations(p.annotations)}
+	if p.hostNetwork {
+		spec = append(spec, oci.WithHostNamespace(specs.NetworkNamespace))
+	}
 	c, err := client.NewContainer(ctx, id,
 		containerd.WithImage(image),
 		containerd.WithNewSnapshot(id, image),
 		containerd.WithRuntime(r.Name, nil),
-		containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithProcessArgs(p.args...)),
+		containerd.WithNewSpec(spec...),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("make container %s: %w", id, err)

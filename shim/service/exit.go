@@ -163,7 +163,7 @@ func (s *Service) next(e policy.Event, ran time.Duration) {
 	mode, why := s.decide(e)
 	s.writeStartup(mode)
 	if mode == api.StartStandby {
-		s.standby(why)
+		s.standby(fmt.Sprintf("%s; standby: %s", e.Reason, why))
 		return
 	}
 	wait, ok := s.nextTry(ran)
@@ -233,6 +233,7 @@ func (s *Service) again(ctx context.Context, p *pending, wait time.Duration, mod
 // an exit is.
 func (s *Service) relaunch(l launch, e policy.Event) {
 	l.hooks, l.fallback = s.settings().Hooks, api.Exited
+	l.args, l.env = s.args, s.extra
 	o := s.operation("start")
 	if l.restores() {
 		o.name = "restore"

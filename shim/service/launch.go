@@ -171,6 +171,9 @@ func (s *Service) launch(ctx context.Context, o *operation, l launch) (err error
 	if err != nil {
 		return err
 	}
+	if image == nil {
+		s.args, s.extra = l.args, l.env
+	}
 	s.begun(running, set.tied(), image, began)
 	o.away = time.Since(o.began)
 	if image != nil {

@@ -122,7 +122,7 @@ func (s *Service) bringBack(o *operation, loss Loss) error {
 	s.mu.Lock()
 	saved := s.saved
 	s.mu.Unlock()
-	l := launch{cause: "recovered", hooks: set.Hooks, fallback: api.Standby}
+	l := launch{cause: "recovered", hooks: set.Hooks, fallback: api.Standby, args: s.args, env: s.extra}
 	mode := set.Startup
 	if saved != nil {
 		mode = api.StartRestore
@@ -144,7 +144,7 @@ func (s *Service) bringBack(o *operation, loss Loss) error {
 	mode, why := s.decide(e)
 	if mode == api.StartScratch {
 		o.note("the service is not restored but started from scratch (%s): %v", why, err)
-		return s.launch(s.ctx, o, launch{cause: "recovered, from scratch", hooks: set.Hooks, fallback: api.Standby})
+		return s.launch(s.ctx, o, launch{cause: "recovered, from scratch", hooks: set.Hooks, fallback: api.Standby, args: s.args, env: s.extra})
 	}
 	return err
 }

@@ -162,6 +162,9 @@ type Service struct {
 	// afterResume is a hook that waits for the client to resume the container.
 	// Guarded by the operation lock.
 	afterResume *hookRun
+	// args and extra are what the last start from scratch was asked to run, and its
+	// further variables; a restart runs the same. Guarded by the operation lock.
+	args, extra []string
 	interval    chan time.Duration
 	periodic    sync.Once
 
