@@ -216,13 +216,20 @@ func TestRestoreWays(t *testing.T) {
 	})
 	t.Run("nerdctl", func(t *testing.T) {
 		lab := lab.For(t)
-		id := strings.TrimSpace(lab.MustNerdctl(append([]string{"run", "-d", "--name", "by-nerdctl", "--annotation", "io.fastmig.startup=standby",
-			images.Busybox.Ref()}, tickArgs...)...))
-		removeByNerdctl(lab, t, "by-nerdctl")
-		c := load(lab, t, id)
+		run := func(name string, more ...string) *harness.Container {
+			args := append([]string{"run", "-d", "--name", name}, more...)
+			id := strings.TrimSpace(lab.MustNerdctl(append(append(args, images.Busybox.Ref()), tickArgs...)...))
+			removeByNerdctl(lab, t, name)
+			return load(lab, t, id)
+		}
+		url := nodeURL()
+		from := run("from-nerdctl")
+		continues := ticking(lab, t, from)
+		saveTo(t, lab, from, url, false)
+		c := run("by-nerdctl", "--annotation", "io.fastmig.startup=standby", "--annotation", "io.fastmig.image-url="+url)
 		wantState(t, lab, c, api.Standby)
 		lab.MustNerdctl("exec", "by-nerdctl", "true")
-		done(t, "run", post(t, lab, c, "/run", `{"image_url":`+quoted(url)+`}`), 200)
+		done(t, "run", post(t, lab, c, "/run", `{}`), 200)
 		continues(c)
 	})
 	continues(source)

@@ -209,6 +209,10 @@ func (b body) Renew(ctx context.Context) (err error) {
 	if t.ending.Load() {
 		return fmt.Errorf("the container is being ended: %w", errdefs.ErrFailedPrecondition)
 	}
+	if t.now() == StatePaused {
+		// What the client had paused is gone; the new one runs.
+		t.to(StateRunning)
+	}
 	if t.heart != nil {
 		t.heart.beat(inc)
 	}

@@ -216,3 +216,26 @@ func TestPeriodicOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestOvertaken: a container that ends just when an operation has begun, which it
+// does not wait for, leaves that one with an error.
+func TestOvertaken(t *testing.T) {
+	in(t, usual(), func(t *testing.T, r *rig) {
+		release, err := r.f.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.f.exitApp(0)
+		<-r.f.done
+		o := r.operation("stop")
+		if err := r.end(t.Context(), o, defaultStopSignal, defaultStopTimeout); !errdefs.IsFailedPrecondition(err) {
+			t.Error(err)
+		}
+		for _, end := range []ending{endNothing, endService, endContainer} {
+			if err := r.save(t.Context(), o, checkpoint{cause: "a test", end: end}); !errdefs.IsFailedPrecondition(err) {
+				t.Error(err)
+			}
+		}
+		release()
+	})
+}

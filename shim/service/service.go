@@ -7,6 +7,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -246,12 +247,27 @@ func (s *Service) Ending(ctx context.Context) {
 	s.ending = true
 	l := s.life
 	s.mu.Unlock()
-	if l == nil || s.body.Tie(ctx, true) != nil {
+	if l == nil || l.isTied(s) {
+		return
+	}
+	// PID 1 of a paused container hears it when it is thawed, before it hears the signal.
+	ctx, cancel := context.WithTimeout(ctx, hearTimeout)
+	defer cancel()
+	if err := s.body.Tie(ctx, true); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return
 	}
 	s.mu.Lock()
 	l.tied = true
 	s.mu.Unlock()
+}
+
+// hearTimeout bounds how long a signal waits for PID 1.
+const hearTimeout = 200 * time.Millisecond
+
+func (l *life) isTied(s *Service) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return l.tied
 }
 
 // Settings as they are now.
