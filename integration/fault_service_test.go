@@ -72,6 +72,8 @@ type subject struct {
 	seen  []sight
 	exits int
 	saved *api.Checkpoint // the last that was reported whole
+	lost  bool            // and it was damaged since
+	dir   string          // the node's folder of checkpoints, if it is an own one
 }
 
 // subjectOptions says how a subject's container is made.

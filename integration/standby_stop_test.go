@@ -129,8 +129,8 @@ func testTied(t *testing.T, lab *harness.Lab) {
 	})
 }
 
-// lives prints a line for each life, and one for each line of its input.
-const lives = `echo "life"; while read -r line; do echo "got $line"; done; sleep 100000`
+// livesScript prints a line for each life, and one for each line of its input.
+const livesScript = `echo "life"; while read -r line; do echo "got $line"; done; sleep 100000`
 
 // again stops and starts the service twice; what it prints is to be where the first
 // life's was, and its input comes to it.
@@ -171,12 +171,12 @@ func sayTo(t *testing.T, c *harness.Container) func(string) {
 }
 
 func testAgainFifo(t *testing.T, lab *harness.Lab) {
-	c := lab.MustRun(script(lives))
+	c := lab.MustRun(script(livesScript))
 	again(t, lab, c, sayTo(t, c), c.Output.String)
 }
 
 func testAgainTerminal(t *testing.T, lab *harness.Lab) {
-	opts := script(lives)
+	opts := script(livesScript)
 	opts.Terminal = true
 	c := lab.MustRun(opts)
 	again(t, lab, c, sayTo(t, c), c.Output.String)
@@ -187,7 +187,7 @@ func testAgainTerminal(t *testing.T, lab *harness.Lab) {
 
 func testAgainLogger(t *testing.T, lab *harness.Lab) {
 	path := filepath.Join(t.TempDir(), "log")
-	opts := script(lives)
+	opts := script(livesScript)
 	opts.IO = loggerIO(t, "binary", path, false)
 	c := lab.MustRun(opts)
 	again(t, lab, c, nil, func() string {
@@ -209,7 +209,7 @@ func testAgainLogger(t *testing.T, lab *harness.Lab) {
 // The real ctr, attached, sees all lives and ends with the container.
 func testAgainCtr(t *testing.T, lab *harness.Lab) {
 	id := harness.NewID("attached")
-	cmd, err := lab.Command(lab.Context(), "ctr", "run", "--rm", images.Busybox.Ref(), id, "sh", "-c", lives)
+	cmd, err := lab.Command(lab.Context(), "ctr", "run", "--rm", images.Busybox.Ref(), id, "sh", "-c", livesScript)
 	check(t, err)
 	var out harness.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

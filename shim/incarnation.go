@@ -222,13 +222,19 @@ func (b body) Renew(ctx context.Context) (err error) {
 // lost decides what follows the end of PID 1: the next one, or nil if the container
 // has ended with it.
 func (t *task) lost(ctx context.Context, ended container.Ended) *container.Process {
-	if t.svc == nil || !ended.Signaled || t.ending.Load() || !t.started() {
+	if t.svc == nil || t.ending.Load() || !t.started() {
 		return nil
 	}
-	sig := unix.Signal(ended.Status - 128)
-	loss := service.Loss{At: time.Now(), Kind: "killed", Cause: fmt.Sprintf("FastFreeze was ended by %s", unix.SignalName(sig))}
-	if t.heart.gaveUp() {
+	loss := service.Loss{At: time.Now()}
+	switch {
+	case ended.Signaled && t.heart.gaveUp():
 		loss.Kind, loss.Cause = "hung", "FastFreeze did not answer and was killed"
+	case ended.Signaled:
+		loss.Kind, loss.Cause = "killed", fmt.Sprintf("FastFreeze was ended by %s", unix.SignalName(unix.Signal(ended.Status-128)))
+	case t.broke(ended):
+		loss.Kind, loss.Cause = "failed", fmt.Sprintf("FastFreeze failed with status %d", ended.Status)
+	default:
+		return nil
 	}
 	before := t.inc.Load()
 	if !t.svc.Lost(loss) {
@@ -241,6 +247,21 @@ func (t *task) lost(ctx context.Context, ended container.Ended) *container.Proce
 	log.G(ctx).WithField("id", t.id).Warn(loss.Cause + "; it was brought back")
 	return after.proc
 }
+
+// broke says whether PID 1 has ended by itself and without a reason: its application
+// had not.
+func (t *task) broke(ended container.Ended) bool {
+	engine := t.engine()
+	select {
+	case <-engine.Gone():
+		return engine.AppPid() != 0 || ended.Status == goCrash && t.svc.Status().State == api.Standby
+	case <-time.After(tieTimeout):
+		return false
+	}
+}
+
+// goCrash is the exit status of a Go program that crashes.
+const goCrash = 2
 
 // started says whether the container runs, frozen or not.
 func (t *task) started() bool {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,13 +10,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fastmig/fastmig/integration/harness"
 	"github.com/fastmig/fastmig/integration/images"
 	"github.com/fastmig/fastmig/shim/api"
 )
@@ -51,33 +50,17 @@ func (b *bench) call(ctx context.Context, id, path string, request, answer any) 
 	if err != nil {
 		return err
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (conn net.Conn, err error) {
-		err = b.node.InMachine(func() error {
-			conn, err = net.Dial("unix", api.SocketPath(b.node.Namespace, id))
-			return err
-		})
-		return conn, err
-	}}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://fastmig"+path, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
+	got, err := b.node.Interface(id).Do(ctx, http.MethodPost, path, string(body))
 	if err != nil {
 		return fmt.Errorf("ask %s for %s: %w", id, path, err)
 	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask %s for %s: %s: %s", id, path, resp.Status, bytes.TrimSpace(text))
+	if got.Status != http.StatusOK {
+		return fmt.Errorf("ask %s for %s: status %d: %s", id, path, got.Status, strings.TrimSpace(got.Text))
 	}
 	if answer == nil {
 		return nil
 	}
-	return json.Unmarshal(text, answer)
+	return json.Unmarshal([]byte(got.Text), answer)
 }
 
 // asker is a client of a service over TCP, in a network namespace.
@@ -99,13 +82,15 @@ func (b *bench) httpAsker(address string) asker {
 const askEvery = time.Millisecond / 2
 
 // once asks one time.
-func (a asker) once() error {
-	conn, err := net.DialTimeout("tcp", a.address, time.Second)
+func (a asker) once() error { return a.within(time.Second) }
+
+func (a asker) within(limit time.Duration) error {
+	conn, err := net.DialTimeout("tcp", a.address, limit)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
 	if _, err := io.WriteString(conn, a.request); err != nil {
@@ -189,20 +174,24 @@ func rest(ctx context.Context) error {
 
 func milliseconds(d time.Duration) float64 { return d.Seconds() * 1000 }
 
-// netNamespace makes the asker's threads enter a process's network namespace as
-// it is now; it outlives the process. The caller closes the file.
-func netNamespace(pid uint32) (in func(func() error) error, file *os.File, err error) {
+// inNetwork makes a function that calls others in a process's network namespace as
+// it is now, which outlives the process. The caller closes the file.
+func inNetwork(pid uint32) (in func(func() error) error, file *os.File, err error) {
 	file, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
 		return nil, nil, err
 	}
 	return func(f func() error) error {
-		return harness.OnOwnThread(func() error {
+		done := make(chan error, 1)
+		go func() {
+			runtime.LockOSThread() // never unlocked: the thread is thrown away
 			if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("enter the container's network: %w", err)
+				done <- fmt.Errorf("enter the container's network: %w", err)
+				return
 			}
-			return f()
-		})
+			done <- f()
+		}()
+		return <-done
 	}, file, nil
 }
 

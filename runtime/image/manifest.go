@@ -58,6 +58,9 @@ type Manifest struct {
 	RuntimeName string        `json:"runtimeName,omitempty"`
 	ContainerID string        `json:"containerID,omitempty"`
 	Namespace   string        `json:"namespace,omitempty"`
+	// SeccompFilters is how many seccomp filters the container's first process had,
+	// with which each thread's own begin; nil: one, as a spec with seccomp makes it.
+	SeccompFilters *int `json:"seccompFilters,omitempty"`
 
 	// Where it can be restored.
 	Architecture string      `json:"architecture"` // as Go's GOARCH
@@ -252,6 +255,8 @@ func (m *Manifest) validate() error {
 		return bad("no time of creation")
 	case len(m.Files) == 0:
 		return bad("no files")
+	case m.SeccompFilters != nil && *m.SeccompFilters < 0:
+		return bad("%d seccomp filters", *m.SeccompFilters)
 	}
 	if _, err := criuMajor(m.CriuVersion); err != nil {
 		return bad("%v", err)
@@ -317,6 +322,14 @@ func checkName(name string) error {
 		return fmt.Errorf("%q is a name of FastMig's own", name)
 	}
 	return nil
+}
+
+// baseFilters is how many seccomp filters every thread had from its container.
+func (m *Manifest) baseFilters() int {
+	if m.SeccompFilters == nil {
+		return 1
+	}
+	return *m.SeccompFilters
 }
 
 // complete fills what the caller left open.

@@ -3,6 +3,7 @@ package image
 import (
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 
@@ -14,35 +15,43 @@ import (
 type Rights struct {
 	// Bounding is the capability bounding set (capabilities(7)).
 	Bounding uint64
-	// Seccomp says that a seccomp filter is in force.
+	// Seccomp says that seccomp filters are in force, which are Filters, the first
+	// installed first.
 	Seccomp bool
-	// Filters are the seccomp filters in force, the first installed first, each
-	// as the bytes of its instructions. Without any, only that there is one is
-	// compared.
-	Filters [][]byte
+	Filters []Filter
 	// NoNewPrivs is prctl(2)'s PR_SET_NO_NEW_PRIVS.
 	NoNewPrivs bool
-	// User is the user that no process can leave, or nil.
-	User *uint32
-	// Groups are the groups of which no process can have others, the first its
-	// own, the rest supplementary; empty: any.
+	// User and Group are those that no process can leave, or nil.
+	User, Group *uint32
+	// Groups are the only ones that can be supplementary; empty: any can.
 	Groups []uint32
+	// LSM is the profile of the security module (/proc/PID/attr/current), without
+	// its mode; "": none.
+	LSM string
 }
 
-// CheckRights refuses a checkpoint in which a thread has more rights than
-// allowed: CRIU gives it back what it had, not what its new container's spec
-// says. It reads the images, which must have been verified.
+// Confine refuses a checkpoint in which a thread has more rights than allowed:
+// CRIU gives it back what it had, not what its new container's spec says. It
+// reads the images, which must have been verified.
+//
+// The seccomp filters are not compared but replaced, since two containers with
+// one spec have different programs: the result is an image of filters that CRIU
+// is to read in place of the checkpoint's seccomp.img, for the caller to close;
+// nil: the checkpoint's own will do.
 //
 // Errors: FailedPrecondition, naming the first thread and what it has; DataLoss.
-func (c *Checkpoint) CheckRights(allowed Rights) error {
+func (c *Checkpoint) Confine(allowed Rights) (*os.File, error) {
+	if allowed.Seccomp != (len(allowed.Filters) > 0) {
+		return nil, fmt.Errorf("check the rights in the checkpoint: the container's seccomp filters are not known: %w", errdefs.ErrInternal)
+	}
 	threads, err := c.readThreads()
 	if err != nil {
-		return fmt.Errorf("check the rights in the checkpoint: %w", err)
+		return nil, fmt.Errorf("check the rights in the checkpoint: %w", err)
 	}
-	var confined func(tid string) string
+	var table *filterTable
 	if allowed.Seccomp {
-		if confined, err = c.seccompCheck(threads, allowed.Filters); err != nil {
-			return fmt.Errorf("check the rights in the checkpoint: %w", err)
+		if table, err = c.readFilterTable(threads); err != nil {
+			return nil, fmt.Errorf("check the rights in the checkpoint: %w", err)
 		}
 	}
 	for _, tid := range slices.Sorted(maps.Keys(threads)) {
@@ -50,14 +59,21 @@ func (c *Checkpoint) CheckRights(allowed Rights) error {
 			continue
 		}
 		more := excess(threads[tid], allowed)
-		if more == "" && confined != nil {
-			more = confined(tid)
+		if more == "" && table != nil {
+			more = table.lacks(tid)
 		}
 		if more != "" {
-			return fmt.Errorf("restore the checkpoint into this container: thread %s %s: create the container with the spec of the one that was checkpointed: %w", tid, more, errdefs.ErrFailedPrecondition)
+			return nil, fmt.Errorf("restore the checkpoint into this container: thread %s %s: create the container with the spec of the one that was checkpointed: %w", tid, more, errdefs.ErrFailedPrecondition)
 		}
 	}
-	return nil
+	if table == nil {
+		return nil, nil
+	}
+	filters, err := table.rebase(allowed.Filters, c.Manifest.baseFilters())
+	if err != nil {
+		return nil, fmt.Errorf("put the container's seccomp filters in place of the checkpoint's: %w", err)
+	}
+	return filters, nil
 }
 
 // readThreads reads what CRIU noted of each thread, by its number.
@@ -121,16 +137,24 @@ func excess(core *criucore.CoreEntry, allowed Rights) string {
 			}
 		}
 	}
-	if len(allowed.Groups) > 0 {
+	if allowed.Group != nil {
 		for _, id := range []uint32{creds.GetGid(), creds.GetEgid(), creds.GetSgid(), creds.GetFsgid()} {
-			if id != allowed.Groups[0] {
-				return fmt.Sprintf("has group %d, which group %d of the container's spec cannot become", id, allowed.Groups[0])
+			if id != *allowed.Group {
+				return fmt.Sprintf("has group %d, which group %d of the container's spec cannot become", id, *allowed.Group)
 			}
 		}
+	}
+	if len(allowed.Groups) > 0 {
 		for _, id := range creds.GetGroups() {
 			if !slices.Contains(allowed.Groups, id) {
 				return fmt.Sprintf("is in group %d, in which the container's spec puts nobody", id)
 			}
+		}
+	}
+	// CRIU notes none where it sees no security module, as inside most containers.
+	for _, profile := range []string{creds.GetLsmProfile(), creds.GetLsmSockcreate()} {
+		if profile != "" && profile != allowed.LSM {
+			return fmt.Sprintf("has the security profile %q, and the container has %q", profile, allowed.LSM)
 		}
 	}
 	return ""

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,14 +27,20 @@ const harmlessFlags = unix.SECCOMP_FILTER_FLAG_TSYNC | unix.SECCOMP_FILTER_FLAG_
 // instructions, and allows 32768.
 const maxChain = 8192
 
-// seccompCheck returns what says of a thread how its filters fall short of
-// those that the container has, "" if they do not.
-func (c *Checkpoint) seccompCheck(threads map[string]*criucore.CoreEntry, wanted [][]byte) (func(tid string) string, error) {
+// filterTable is what a checkpoint tells of its threads' seccomp filters.
+type filterTable struct {
+	threads map[string]*criucore.CoreEntry
+	process map[string][]string // a thread's process: all its threads, the first first
+	filters []*seccomp.SeccompFilter
+	blocked map[string]bool // what isBlocked said, by the process's first thread
+}
+
+func (c *Checkpoint) readFilterTable(threads map[string]*criucore.CoreEntry) (*filterTable, error) {
 	filters, err := c.readFilters()
 	if err != nil {
 		return nil, err
 	}
-	process := map[string][]string{} // a thread's process, all its threads, the first first
+	t := &filterTable{threads: threads, process: map[string][]string{}, filters: filters, blocked: map[string]bool{}}
 	err = readImage(c.dir, "pstree.img", &pstree.PstreeEntry{}, func(e *pstree.PstreeEntry) error {
 		all := []string{strconv.Itoa(int(e.GetPid()))}
 		for _, tid := range e.GetThreads() {
@@ -44,38 +49,41 @@ func (c *Checkpoint) seccompCheck(threads map[string]*criucore.CoreEntry, wanted
 			}
 		}
 		for _, tid := range all {
-			process[tid] = all
+			t.process[tid] = all
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	blocked := map[string]bool{} // by the process's first thread
-	return func(tid string) string {
-		all := process[tid]
-		if all == nil {
-			return "belongs to no process"
+	return t, nil
+}
+
+// lacks says what is wrong with a thread's filters, in a container that has
+// some: "" if it will have at least one.
+func (t *filterTable) lacks(tid string) string {
+	all := t.process[tid]
+	if all == nil {
+		return "belongs to no process"
+	}
+	if _, known := t.blocked[all[0]]; !known {
+		t.blocked[all[0]] = isBlocked(all, t.threads, t.filters)
+	}
+	if t.blocked[all[0]] {
+		return "has a seccomp filter that cannot be put on all threads of its process"
+	}
+	chain, problem := chainOf(t.threads[tid], t.filters)
+	if problem == "" && chain == nil && tid != all[0] {
+		// It gets all up to the last that reaches it.
+		chain, problem = chainOf(t.threads[all[0]], t.filters)
+		if !slices.ContainsFunc(chain, reachesAll) {
+			chain = nil
 		}
-		if _, known := blocked[all[0]]; !known {
-			blocked[all[0]] = isBlocked(all, threads, filters)
-		}
-		if blocked[all[0]] {
-			return "has a seccomp filter that cannot be put on all threads of its process"
-		}
-		chain, problem := chainOf(threads[tid], filters)
-		if problem == "" && chain == nil && tid != all[0] {
-			// It gets all up to the last that reaches it.
-			chain, problem = chainOf(threads[all[0]], filters)
-			for len(chain) > 0 && !reachesAll(chain[len(chain)-1]) {
-				chain = chain[:len(chain)-1]
-			}
-		}
-		if problem != "" {
-			return problem
-		}
-		return lacks(chain, wanted)
-	}, nil
+	}
+	if problem == "" && len(chain) == 0 {
+		problem = "has no seccomp filter, and the container's spec sets one"
+	}
+	return problem
 }
 
 func (c *Checkpoint) readFilters() (filters []*seccomp.SeccompFilter, err error) {
@@ -138,20 +146,4 @@ func chainOf(core *criucore.CoreEntry, filters []*seccomp.SeccompFilter) (chain 
 		next = f.Prev
 	}
 	return chain, ""
-}
-
-// lacks compares the first filters to those that are wanted.
-func lacks(chain []*seccomp.SeccompFilter, wanted [][]byte) string {
-	if len(chain) == 0 {
-		return "has no seccomp filter, and the container's spec sets one"
-	}
-	if len(chain) < len(wanted) {
-		return fmt.Sprintf("has %d seccomp filters, and the container has %d", len(chain), len(wanted))
-	}
-	for i, want := range wanted {
-		if !bytes.Equal(chain[i].GetFilter(), want) {
-			return "has another seccomp filter than the container's spec sets"
-		}
-	}
-	return ""
 }

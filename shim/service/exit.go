@@ -173,6 +173,11 @@ func (s *Service) next(e policy.Event, ran time.Duration) {
 			time.Duration(s.cfg.Node.Supervisor.Healthy), e.Reason))
 		return
 	}
+	s.schedule(wait, mode, why, e)
+}
+
+// schedule lets an exited service wait for its next start.
+func (s *Service) schedule(wait time.Duration, mode policy.Mode, why string, e policy.Event) {
 	s.mu.Lock()
 	s.status.next = time.Now().Add(wait)
 	s.status.reason = fmt.Sprintf("%s; next: %s (%s)", e.Reason, mode, why)

@@ -116,6 +116,12 @@ func (s *Service) request(ctx context.Context, name string, l launch) (res api.R
 	if err := s.launch(ctx, o, l); err != nil {
 		return res, err
 	}
+	if o.saved == nil {
+		// Of what was begun anew here there is no checkpoint yet.
+		s.mu.Lock()
+		s.saved = nil
+		s.mu.Unlock()
+	}
 	return o.result(), nil
 }
 

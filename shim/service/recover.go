@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fastmig/fastmig/shim/api"
+	"github.com/fastmig/fastmig/shim/policy"
 )
 
 // Loss is how FastFreeze's PID 1 was lost.
@@ -65,31 +66,52 @@ func (s *Service) Lost(loss Loss) bool {
 	s.mu.Lock()
 	s.status.recoveries++
 	s.mu.Unlock()
-	s.to(api.Standby, "FastFreeze is back")
-	if asked {
+	told := func(err error) {
+		s.cfg.Recorder.Recovery(loss.Kind, err, time.Since(loss.At))
+		o.finish(err)
+	}
+	const back = "FastFreeze is back"
+	mode := s.bringsBack()
+	switch {
+	case asked:
+		s.to(api.Standby, back)
 		s.reason(loss.Cause + " while the service was being ended, as was asked")
-	}
-	if asked || l == nil && was != api.Exited {
-		s.cfg.Recorder.Recovery(loss.Kind, nil, time.Since(loss.At))
-		return true
-	}
-	if !again {
+		told(nil)
+	case l == nil && was != api.Exited:
+		s.to(api.Standby, back)
+		told(nil)
+	case !again:
+		s.to(api.Standby, back)
 		s.reason(fmt.Sprintf("crash loop: FastFreeze was lost %d times in a row; the last time: %s", s.tries(), loss.Cause))
-		s.cfg.Recorder.Recovery(loss.Kind, nil, time.Since(loss.At))
-		return true
+		told(nil)
+	case mode == api.StartStandby:
+		// It was started by a request, which may be repeated; of its state nothing
+		// was saved.
+		s.to(api.Standby, back)
+		s.reason(loss.Cause + "; there is no checkpoint to bring the service back from")
+		told(nil)
+	case s.tries() > 1:
+		s.to(api.Exited, back)
+		e := s.event("start_failed", restoreFailed, loss.Cause, oom, ran)
+		s.schedule(wait, mode, "it is being brought back", e)
+		told(nil)
+	default:
+		// The first time at once: what was lost was healthy.
+		s.to(api.Standby, back)
+		told(s.bringBack(o, mode))
 	}
-	// The first time at once: what was lost was healthy.
-	if s.tries() > 1 {
-		select {
-		case <-time.After(wait):
-		case <-s.ctx.Done():
-			return false
-		}
-	}
-	err = s.bringBack(o, loss)
-	s.cfg.Recorder.Recovery(loss.Kind, err, time.Since(loss.At))
-	o.finish(err)
 	return true
+}
+
+// bringsBack is how a service that was lost with FastFreeze starts again: from its last
+// whole checkpoint, or else as its container does.
+func (s *Service) bringsBack() policy.Mode {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.saved != nil {
+		return api.StartRestore
+	}
+	return s.set.Startup
 }
 
 // leaves says why a lost FastFreeze is not brought back; "": it is.
@@ -115,24 +137,10 @@ func (s *Service) leaves(l *life, was api.State, oom bool) string {
 	return ""
 }
 
-// bringBack restores the service from its last whole checkpoint, or else starts it
-// as its container does.
-func (s *Service) bringBack(o *operation, loss Loss) error {
+// bringBack starts the service; when a restore fails, its logic decides.
+func (s *Service) bringBack(o *operation, mode policy.Mode) error {
 	set := s.settings()
-	s.mu.Lock()
-	saved := s.saved
-	s.mu.Unlock()
 	l := launch{cause: "recovered", hooks: set.Hooks, fallback: api.Standby, args: s.args, env: s.extra}
-	mode := set.Startup
-	if saved != nil {
-		mode = api.StartRestore
-	}
-	if mode == api.StartStandby {
-		// It was started by a request, which may be repeated; of its state nothing
-		// was saved.
-		s.reason(loss.Cause + "; there is no checkpoint to bring the service back from")
-		return nil
-	}
 	if u, ok := s.source(); ok && mode == api.StartRestore {
 		l.url = &u
 	}

@@ -171,6 +171,10 @@ func (s *Service) Update(ctx context.Context, set Settings, startup bool) error 
 	if set.Interval != before.Interval {
 		s.setInterval(set.Interval)
 	}
+	if err := s.retie(ctx, before, set); err != nil {
+		s.restoreSettings(before)
+		return err
+	}
 	if !startup || set.Startup != api.StartStandby && before.Startup == set.Startup && before.ImageURL == set.ImageURL && s.now() == api.Running {
 		// A client may send all annotations with every update.
 		return nil
@@ -186,10 +190,43 @@ func (s *Service) Update(ctx context.Context, set Settings, startup bool) error 
 	}
 	if err != nil {
 		// Bad input changes nothing.
-		s.mu.Lock()
-		s.set = before
-		s.mu.Unlock()
-		s.setInterval(before.Interval)
+		s.restoreSettings(before)
 	}
 	return err
+}
+
+func (s *Service) restoreSettings(before Settings) {
+	s.mu.Lock()
+	s.set = before
+	s.mu.Unlock()
+	s.setInterval(before.Interval)
+}
+
+// retie lets a service that runs, and its container, go by another io.fastmig.on-exit.
+func (s *Service) retie(ctx context.Context, before, now Settings) error {
+	if before.tied() == now.tied() {
+		return nil
+	}
+	release, err := s.body.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	l := s.current()
+	if l == nil {
+		return nil
+	}
+	tie := func() error { return s.body.Tie(ctx, now.tied()) }
+	if s.now() == api.Paused {
+		err = s.body.Breathe(ctx, tie)
+	} else {
+		err = tie()
+	}
+	if err != nil {
+		return fmt.Errorf("update: %w", err)
+	}
+	s.mu.Lock()
+	l.tied = now.tied()
+	s.mu.Unlock()
+	return nil
 }

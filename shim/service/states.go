@@ -25,7 +25,7 @@ var transitions = map[api.State][]api.State{
 	api.Checkpointing: {api.Running, api.Paused, api.Stopping, api.Exited, api.Recovering, api.Ended},
 	api.Stopping:      {api.Standby, api.Running, api.Paused, api.Exited, api.Recovering, api.Ended},
 	api.Exited:        {api.Starting, api.Restoring, api.Standby, api.Recovering, api.Ended},
-	api.Recovering:    {api.Standby, api.Ended},
+	api.Recovering:    {api.Standby, api.Exited, api.Ended},
 	api.Ended:         nil,
 }
 

@@ -65,8 +65,9 @@ func (s *Service) stop(ctx context.Context, name string, r api.StopRequest, sig 
 	return o.result(), nil
 }
 
-// end brings a running service to its end, and the container into standby. When
-// ctx ends first, the service goes on as if nothing had been.
+// end brings a running service to its end, and the container into standby. Once the
+// service has got its signal there is no way back, whatever becomes of ctx: it may
+// be ending.
 func (s *Service) end(ctx context.Context, o *operation, sig unix.Signal, timeout time.Duration) error {
 	l := s.current()
 	if l == nil {
@@ -94,9 +95,9 @@ func (s *Service) end(ctx context.Context, o *operation, sig unix.Signal, timeou
 		case <-l.ended:
 		case <-timer.C:
 			o.note("the service did not end within %v of %s and was killed", timeout, unix.SignalName(sig))
-		case <-ctx.Done():
+		case <-s.ctx.Done():
 			release()
-			return back(ctx.Err())
+			return back(s.ctx.Err())
 		}
 	}
 	return s.bury(l, o.name+" was requested", api.Running, release, nil)
