@@ -139,7 +139,7 @@ func faults() []fault {
 				inCheckpoint: {inject: nothing, first: true, hooks: &api.Hooks{BeforeCheckpoint: []string{"sleep", "1000"}}, op: mustFail, text: "hook", want: one(wentOn)},
 				inRestore:    {inject: nothing, first: true, hooks: &api.Hooks{BeforeRestore: []string{"sleep", "1000"}}, op: mustFail, text: "hook", want: one(inStandby)},
 			}},
-		{name: "shim killed", paper: "–", ends: true, cells: everywhere(cell{inject: killShim, want: one(hasEnded)})},
+		{name: "shim killed", paper: "–", ends: true, cells: everywhere(cell{inject: shootShim, want: one(hasEnded)})},
 		{name: "containerd killed", paper: "–",
 			cells: map[phase]cell{
 				inOperation:  {inject: killContainerd, want: one(wentOn)},
@@ -235,7 +235,7 @@ func killCRIU(s *subject) error {
 	return unix.Kill(pid, unix.SIGKILL)
 }
 
-func killShim(s *subject) error { return unix.Kill(s.shim, unix.SIGKILL) }
+func shootShim(s *subject) error { return unix.Kill(s.shim, unix.SIGKILL) }
 
 func killContainerd(s *subject) error {
 	if err := s.lab.KillDaemon(s.lab.Context()); err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/fastmig/fastmig/runtime/store"
 	"github.com/fastmig/fastmig/shim"
 	"github.com/fastmig/fastmig/shim/api"
+	"github.com/fastmig/fastmig/shim/service"
 )
 
 // Annotations that users put on a container.
@@ -78,7 +79,7 @@ var annotations = map[string]annotation{
 	AnnotationSupervise: {
 		read: func(s *shim.Settings, name, value string) error {
 			// "never" is what a plain container does.
-			return oneOf(&s.Supervise, name, value, shim.SuperviseAuto, shim.SuperviseAlways, shim.SuperviseNever)
+			return oneOf(&s.Supervise, name, value, service.SuperviseAuto, service.SuperviseAlways, service.SuperviseNever)
 		},
 		field: func(s *shim.Settings) any { return s.Supervise },
 	},
@@ -97,7 +98,7 @@ var annotations = map[string]annotation{
 	AnnotationOnExit: {
 		read: func(s *shim.Settings, name, value string) error {
 			decider := filepath.IsAbs(value) && filepath.Clean(value) == value && value != "/" && !strings.ContainsRune(value, 0)
-			if value != shim.OnExitTied && value != shim.OnExitDefault && !decider {
+			if value != service.OnExitTied && value != service.OnExitDefault && !decider {
 				return invalid(name, value, "it is tied, default or a program's absolute path, without .. and the like")
 			}
 			s.OnExit = value
@@ -108,9 +109,9 @@ var annotations = map[string]annotation{
 	},
 	AnnotationCheckpointInterval: {
 		read: func(s *shim.Settings, name, value string) error {
-			return duration(&s.CheckpointInterval, name, value, leastInterval)
+			return duration(&s.Interval, name, value, leastInterval)
 		},
-		field:  func(s *shim.Settings) any { return s.CheckpointInterval },
+		field:  func(s *shim.Settings) any { return s.Interval },
 		liquid: true,
 	},
 	AnnotationCheckpointExit: {
@@ -125,9 +126,12 @@ var annotations = map[string]annotation{
 	},
 	AnnotationTCP: {
 		read: func(s *shim.Settings, name, value string) error {
-			return oneOf(&s.TCP, name, value, shim.TCPClose, shim.TCPKeep)
+			var mode string
+			err := oneOf(&mode, name, value, "close", "keep")
+			s.KeepTCP = mode == "keep"
+			return err
 		},
-		field:  func(s *shim.Settings) any { return s.TCP },
+		field:  func(s *shim.Settings) any { return s.KeepTCP },
 		liquid: true,
 	},
 	AnnotationHTTP: {
@@ -148,10 +152,10 @@ var annotations = map[string]annotation{
 		fixed:  true,
 		liquid: true,
 	},
-	AnnotationBeforeCheckpoint: hook(func(h *shim.Hooks) *[]string { return &h.BeforeCheckpoint }),
-	AnnotationAfterCheckpoint:  hook(func(h *shim.Hooks) *[]string { return &h.AfterCheckpoint }),
-	AnnotationBeforeRestore:    hook(func(h *shim.Hooks) *[]string { return &h.BeforeRestore }),
-	AnnotationAfterRestore:     hook(func(h *shim.Hooks) *[]string { return &h.AfterRestore }),
+	AnnotationBeforeCheckpoint: hook(func(h *service.Hooks) *[]string { return &h.BeforeCheckpoint }),
+	AnnotationAfterCheckpoint:  hook(func(h *service.Hooks) *[]string { return &h.AfterCheckpoint }),
+	AnnotationBeforeRestore:    hook(func(h *service.Hooks) *[]string { return &h.BeforeRestore }),
+	AnnotationAfterRestore:     hook(func(h *service.Hooks) *[]string { return &h.AfterRestore }),
 	AnnotationHookTimeout: {
 		read: func(s *shim.Settings, name, value string) error {
 			return duration(&s.Hooks.Timeout, name, value, time.Millisecond)
@@ -162,7 +166,7 @@ var annotations = map[string]annotation{
 }
 
 // hook is the annotation of a command; an empty one is none.
-func hook(of func(*shim.Hooks) *[]string) annotation {
+func hook(of func(*service.Hooks) *[]string) annotation {
 	return annotation{
 		read: func(s *shim.Settings, name, value string) error {
 			words, err := shellquote.Split(value)
@@ -182,11 +186,12 @@ func hook(of func(*shim.Hooks) *[]string) annotation {
 
 func defaults() shim.Settings {
 	return shim.Settings{
-		Mode:      shim.ModeFastFreeze,
-		TCP:       shim.TCPClose,
-		Startup:   api.StartScratch,
-		Supervise: shim.SuperviseAuto,
-		OnExit:    shim.OnExitTied,
+		Mode: shim.ModeFastFreeze,
+		Settings: service.Settings{
+			Startup:   api.StartScratch,
+			Supervise: service.SuperviseAuto,
+			OnExit:    service.OnExitTied,
+		},
 	}
 }
 
@@ -264,7 +269,7 @@ func check(s *shim.Settings) error {
 				return needs(name, AnnotationMode+"="+string(shim.ModeFastFreeze)+", and "+AnnotationMode+" is "+string(s.Mode))
 			}
 		}
-		if s.Supervise == shim.SuperviseAlways {
+		if s.Supervise == service.SuperviseAlways {
 			return needs(AnnotationSupervise, AnnotationMode+"="+string(shim.ModeFastFreeze)+", and "+AnnotationMode+" is "+string(s.Mode))
 		}
 	}
@@ -272,7 +277,7 @@ func check(s *shim.Settings) error {
 		switch {
 		case s.Startup == api.StartRestore:
 			return needs(AnnotationStartup+"="+s.Startup, AnnotationImageURL+", which says what to restore")
-		case s.CheckpointInterval != 0:
+		case s.Interval != 0:
 			return needs(AnnotationCheckpointInterval, AnnotationImageURL+", which says where to write to")
 		}
 	}

@@ -28,11 +28,11 @@ func TestSettings(t *testing.T) {
 		annotations map[string]string
 		want        shim.Settings
 	}{
-		{nil, shim.Settings{Mode: "fastfreeze", TCP: "close", Startup: "scratch", Supervise: "auto", OnExit: "tied"}},
+		{nil, shim.Settings{Mode: "fastfreeze", Settings: service.Settings{Startup: "scratch", Supervise: "auto", OnExit: "tied"}}},
 		{map[string]string{"other.io/x": "y", "io.fastmigx": "z"}, defaults()},
 		{map[string]string{AnnotationMode: "plain"}, plain},
 		{map[string]string{AnnotationMode: "plain", AnnotationCheckpointExit: "true"}, with(func(s *shim.Settings) { s.Mode, s.CheckpointExit = "plain", true })},
-		{map[string]string{AnnotationTCP: "keep"}, with(func(s *shim.Settings) { s.TCP = shim.TCPKeep })},
+		{map[string]string{AnnotationTCP: "keep"}, with(func(s *shim.Settings) { s.KeepTCP = true })},
 		{map[string]string{AnnotationCheckpointExit: "true"}, with(func(s *shim.Settings) { s.CheckpointExit = true })},
 		{map[string]string{AnnotationStartup: "standby"}, with(func(s *shim.Settings) { s.Startup = "standby" })},
 		{map[string]string{AnnotationStartup: "restore", AnnotationImageURL: "node:web"}, with(func(s *shim.Settings) { s.Startup, s.ImageURL = "restore", "node:web" })},
@@ -41,7 +41,7 @@ func TestSettings(t *testing.T) {
 		{map[string]string{AnnotationSupervise: "never"}, with(func(s *shim.Settings) { s.Supervise = "never" })},
 		{map[string]string{AnnotationOnExit: "default"}, with(func(s *shim.Settings) { s.OnExit = "default" })},
 		{map[string]string{AnnotationOnExit: "/opt/decide"}, with(func(s *shim.Settings) { s.OnExit = "/opt/decide" })},
-		{map[string]string{AnnotationCheckpointInterval: "1s", AnnotationImageURL: "node:web"}, with(func(s *shim.Settings) { s.CheckpointInterval, s.ImageURL = time.Second, "node:web" })},
+		{map[string]string{AnnotationCheckpointInterval: "1s", AnnotationImageURL: "node:web"}, with(func(s *shim.Settings) { s.Interval, s.ImageURL = time.Second, "node:web" })},
 		{map[string]string{AnnotationHTTP: "unix"}, defaults()},
 		{map[string]string{AnnotationHTTP: ":7878"}, with(func(s *shim.Settings) { s.HTTPPort = 7878 })},
 		{map[string]string{AnnotationHTTP: ":65535"}, with(func(s *shim.Settings) { s.HTTPPort = 65535 })},
@@ -49,7 +49,7 @@ func TestSettings(t *testing.T) {
 			AnnotationBeforeCheckpoint: "sh -c 'echo \"a b\"; true'", AnnotationAfterCheckpoint: `a\ b "c d"`,
 			AnnotationBeforeRestore: "  ", AnnotationAfterRestore: "x ''", AnnotationHookTimeout: "2m",
 		}, with(func(s *shim.Settings) {
-			s.Hooks = shim.Hooks{
+			s.Hooks = service.Hooks{
 				BeforeCheckpoint: []string{"sh", "-c", `echo "a b"; true`}, AfterCheckpoint: []string{"a b", "c d"},
 				AfterRestore: []string{"x", ""}, Timeout: 2 * time.Minute,
 			}
@@ -139,11 +139,11 @@ func TestUpdateOfSettings(t *testing.T) {
 			func(s *shim.Settings) { s.ImageURL = "node:new" }, []string{AnnotationImageURL}},
 		{map[string]string{AnnotationOnExit: "default", AnnotationSupervise: "never", AnnotationCheckpointInterval: "1m", AnnotationTCP: "keep"},
 			func(s *shim.Settings) {
-				s.OnExit, s.Supervise, s.CheckpointInterval, s.TCP = "default", "never", time.Minute, "keep"
+				s.OnExit, s.Supervise, s.Interval, s.KeepTCP = "default", "never", time.Minute, true
 			}, []string{AnnotationCheckpointInterval, AnnotationOnExit, AnnotationSupervise, AnnotationTCP}},
 		{map[string]string{AnnotationAfterRestore: "", AnnotationBeforeCheckpoint: "b c", AnnotationHookTimeout: "1s"},
 			func(s *shim.Settings) {
-				s.Hooks = shim.Hooks{BeforeCheckpoint: []string{"b", "c"}, Timeout: time.Second}
+				s.Hooks = service.Hooks{BeforeCheckpoint: []string{"b", "c"}, Timeout: time.Second}
 			}, []string{AnnotationAfterRestore, AnnotationBeforeCheckpoint, AnnotationHookTimeout}},
 		{map[string]string{AnnotationMode: "fastfreeze", AnnotationHTTP: ":7878", AnnotationCheckpointExit: "true", AnnotationAfterRestore: "a"},
 			func(*shim.Settings) {}, nil},

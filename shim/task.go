@@ -377,7 +377,7 @@ func (t *task) update(ctx context.Context, r *specs.LinuxResources, decoder Deco
 	if err := set.check(t.node); err != nil {
 		return err
 	}
-	return t.svc.Update(ctx, set.service(), startup)
+	return t.svc.Update(ctx, set.Settings, startup)
 }
 
 func (t *task) limit(ctx context.Context, r *specs.LinuxResources) error {

@@ -56,10 +56,10 @@ func (t *task) serve(node *config.Config) (err error) {
 	recorder := metrics.New(t.ns, t.id)
 	t.svc = service.New(service.Config{
 		ID: t.id, Namespace: t.ns, Args: t.spec.Process.Args, Env: t.spec.Process.Env,
-		Settings: t.settings.service(), Node: node, Body: body{t}, Recorder: recorder,
+		Settings: t.settings.Settings, Node: node, Body: body{t}, Recorder: recorder,
 		StartupFile: startupFile(t.ns, t.id),
 	})
-	if t.settings.Supervise != SuperviseNever {
+	if t.settings.Supervise != service.SuperviseNever {
 		t.heart = newHeart(t, node.Supervisor)
 	}
 	w := &web{Service: t.svc}
@@ -101,7 +101,7 @@ func (t *task) ownNetwork() (*os.File, error) {
 func (t *task) current() Settings {
 	set := t.settings
 	if t.svc != nil {
-		set.adopt(t.svc.Settings())
+		set.Settings = t.svc.Settings()
 	}
 	return set
 }
@@ -141,33 +141,17 @@ func (t *task) retire(ctx context.Context) {
 
 // asStock says that nothing distinguishes the container from one of the stock shim.
 func (s Settings) asStock() bool {
-	return s.Startup == api.StartScratch && s.OnExit == OnExitTied && s.ImageURL == "" &&
-		s.Supervise != SuperviseAlways && s.HTTPPort == 0
+	return s.Startup == api.StartScratch && s.OnExit == service.OnExitTied && s.ImageURL == "" &&
+		s.Supervise != service.SuperviseAlways && s.HTTPPort == 0
 }
 
 // check refuses what the node does not allow.
 func (s Settings) check(node *config.Config) error {
-	if s.OnExit == OnExitTied || s.OnExit == OnExitDefault || s.OnExit == "" {
+	if s.OnExit == service.OnExitTied || s.OnExit == service.OnExitDefault || s.OnExit == "" {
 		return nil
 	}
 	if _, err := policy.NewDecider(node.Deciders, s.OnExit); err != nil {
 		return fmt.Errorf("annotation io.fastmig.on-exit: %w", err)
 	}
 	return nil
-}
-
-func (s Settings) service() service.Settings {
-	return service.Settings{
-		Startup: s.Startup, OnExit: s.OnExit, Supervise: s.Supervise, ImageURL: s.ImageURL,
-		KeepTCP: s.TCP == TCPKeep, Interval: s.CheckpointInterval, Hooks: service.Hooks(s.Hooks),
-	}
-}
-
-// adopt takes a service's settings over.
-func (s *Settings) adopt(from service.Settings) {
-	s.Startup, s.OnExit, s.Supervise, s.ImageURL = from.Startup, from.OnExit, from.Supervise, from.ImageURL
-	s.CheckpointInterval, s.Hooks, s.TCP = from.Interval, Hooks(from.Hooks), TCPClose
-	if from.KeepTCP {
-		s.TCP = TCPKeep
-	}
 }

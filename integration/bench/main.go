@@ -30,7 +30,7 @@ Both shims serve containers of one private containerd. The rounds alternate
 between them (A B B A ...), so that a change of the machine's speed reaches both.
 The table goes to standard output, progress to standard error, and the results
 to integration/bench/results: latest.json with every value, latest.md with the
-table. Measure on a machine that does nothing else: the load average before the
+table, ports.svg with a figure. Measure on a machine that does nothing else: the load average before the
 run is part of the results.
 
 Sections (-only takes a list of them):
@@ -39,6 +39,12 @@ Sections (-only takes a list of them):
   share      the shim's own part of both, through the Task API
   tree       restore of 1, 4 and 16 processes
   memory     checkpoint and restore with touched, random memory
+  warm       a service's restore in a container that waits, against a new one
+  operations the other requests of the FastMig interface
+  ports      restore with 0, 10 and 50 published ports, and a figure of it
+  recovery   a redis-server whose PID 1 is killed
+  overhead   memory and CPU time of a container with a memory hog, and in standby
+  load       sysbench and iperf3 in a container
   idle       memory, CPU time and context switches of an idle container's shim
              and, under FastMig, its PID 1
 
@@ -49,6 +55,7 @@ Flags:
 type config struct {
 	rounds       int
 	memoryRounds int
+	portRounds   int
 	memory       []int // MiB
 	idle         time.Duration
 	sections     []string
@@ -86,7 +93,8 @@ func parse(args []string, w io.Writer) (config, error) {
 	)
 	fs.SetOutput(w)
 	fs.IntVar(&cfg.rounds, "rounds", 30, "`rounds` of each measurement (-quick: 3)")
-	fs.IntVar(&cfg.memoryRounds, "memory-rounds", 5, "`rounds` of the section memory (-quick: 1)")
+	fs.IntVar(&cfg.memoryRounds, "memory-rounds", 5, "`rounds` of the sections memory and recovery (-quick: 1)")
+	fs.IntVar(&cfg.portRounds, "port-rounds", 3, "`rounds` of the cold restores of the section ports (-quick: 1)")
 	fs.DurationVar(&cfg.idle, "idle", time.Minute, "how long the section idle watches (-quick: 5s)")
 	fs.StringVar(&cfg.out, "out", "", "`folder` of the results (default "+results+")")
 	fs.Usage = func() {
@@ -101,6 +109,7 @@ func parse(args []string, w io.Writer) (config, error) {
 	if *quick {
 		setDefault(given, "rounds", &cfg.rounds, 3)
 		setDefault(given, "memory-rounds", &cfg.memoryRounds, 1)
+		setDefault(given, "port-rounds", &cfg.portRounds, 1)
 		setDefault(given, "idle", &cfg.idle, 5*time.Second)
 	}
 	err := cfg.complete(fs.Args(), *memory, *only)
@@ -131,6 +140,8 @@ func (c *config) complete(rest []string, memory, only string) error {
 		return fmt.Errorf("-rounds is %d: at least 1 is needed", c.rounds)
 	case c.memoryRounds < 1:
 		return fmt.Errorf("-memory-rounds is %d: at least 1 is needed", c.memoryRounds)
+	case c.portRounds < 1:
+		return fmt.Errorf("-port-rounds is %d: at least 1 is needed", c.portRounds)
 	case c.idle <= 0:
 		return fmt.Errorf("-idle is %v: it must be more than nothing", c.idle)
 	}

@@ -191,9 +191,9 @@ func (c redisClient) gap(ctx context.Context, f func() error) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	var (
-		watch sync.WaitGroup
-		g     gaps
-		lost  error
+		watch  sync.WaitGroup
+		g      gaps
+		lost   error
 		enough = make(chan struct{})
 	)
 	watch.Go(func() { lost = c.in(func() error { return c.ask(ctx, &g, enough) }) })

@@ -23,6 +23,13 @@ type results struct {
 	Finished time.Time  `json:"finished"`
 	Rounds   int        `json:"rounds"`
 	Sections []*section `json:"sections"`
+	// figures are drawn beside the tables.
+	figures []figureFile
+}
+
+type figureFile struct {
+	name  string
+	chart chart
 }
 
 type section struct {
@@ -92,13 +99,13 @@ func (r *results) finish() {
 	for _, s := range r.Sections {
 		for _, row := range s.Rows {
 			for _, of := range runtimes {
-				if row.of != nil {
+				if row.of != nil && row.of[0].series(of).Median > 0 && row.of[1].series(of).Median > 0 {
 					row.add(of, row.of[0].series(of).Median/row.of[1].series(of).Median)
 				}
 				row.series(of).summarize()
 			}
-			// Below one of the unit it says nothing.
-			if row.of == nil && row.Stock.Median >= 1 {
+			// Below one of the unit it says nothing, nor without a peer's value.
+			if row.of == nil && row.Stock.Median >= 1 && len(row.FastMig.Values) > 0 {
 				row.Ratio = math.Round(row.FastMig.Median/row.Stock.Median*1000) / 1000
 			}
 		}
@@ -112,6 +119,14 @@ func (s *series) summarize() {
 	sorted := slices.Sorted(slices.Values(s.Values))
 	s.Min, s.Max = sorted[0], sorted[len(sorted)-1]
 	s.Median, s.P90 = median(sorted), sorted[rank(len(sorted), 0.9)]
+}
+
+// medianOf is the median of values in any order.
+func medianOf(values []float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	return median(slices.Sorted(slices.Values(values)))
 }
 
 // median of sorted values.
@@ -203,9 +218,12 @@ func (r *results) markdown(w io.Writer) {
 			fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
 		}
 	}
+	for _, f := range r.figures {
+		fmt.Fprintf(w, "\n![%s](%s)\n", f.chart.title, f.name)
+	}
 }
 
-// write makes latest.json and latest.md in the folder.
+// write makes latest.json, latest.md and the figures in the folder.
 func (r *results) write(folder string) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
@@ -216,9 +234,14 @@ func (r *results) write(folder string) error {
 	}
 	var page strings.Builder
 	r.markdown(&page)
-	return errors.Join(
+	errs := []error{
 		os.WriteFile(filepath.Join(folder, "latest.json"), append(compact(data), '\n'), 0o644),
-		os.WriteFile(filepath.Join(folder, "latest.md"), []byte(page.String()), 0o644))
+		os.WriteFile(filepath.Join(folder, "latest.md"), []byte(page.String()), 0o644),
+	}
+	for _, f := range r.figures {
+		errs = append(errs, os.WriteFile(filepath.Join(folder, f.name), []byte(f.chart.svg()), 0o644))
+	}
+	return errors.Join(errs...)
 }
 
 // lists are those of numbers in indented JSON.

@@ -25,6 +25,9 @@ type RestoreOptions struct {
 	// Pages is the folder with the page files (pages-*.img) that are not in Images; nil: all
 	// are. It may belong to the container: what is in them is the processes' memory.
 	Pages *os.File
+	// Seccomp is what CRIU reads in place of seccomp.img in Images, nil: that one. It is read
+	// when CRIU starts, and must not change until then.
+	Seccomp *os.File
 	// Log takes CRIU's log. It is appended to, and read again when the restore fails.
 	Log *os.File
 	// Pid is the expected root of the tree, in the container's pid namespace; 0: any.
@@ -199,6 +202,11 @@ func (t *Tool) restoreRequest(ctx context.Context, s *session, o RestoreOptions)
 	}
 	if o.Pages != nil {
 		if _, err := s.tell("FASTMIG_PAGES_FD", o.Pages); err != nil {
+			return nil, err
+		}
+	}
+	if o.Seccomp != nil {
+		if _, err := s.tell("FASTMIG_SECCOMP_FD", o.Seccomp); err != nil {
 			return nil, err
 		}
 	}

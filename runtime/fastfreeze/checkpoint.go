@@ -137,7 +137,7 @@ func (e *Engine) checkpoint(ctx context.Context, req CheckpointRequest) (_ Check
 		}
 	}()
 	e.mu.Lock()
-	life := life{pid: pid, args: e.args, stdio: e.stdio, keepTCP: e.keepTCP || req.KeepTCP, tmpfs: tmpfs, criu: tool.version}
+	life := life{pid: pid, args: e.args, stdio: e.stdio, keepTCP: e.keepTCP || req.KeepTCP, tmpfs: tmpfs, criu: tool.version, filters: e.filters}
 	e.mu.Unlock()
 
 	bounded, cancel := context.WithTimeout(ctx, criuTimeout)
@@ -160,6 +160,7 @@ type life struct {
 	keepTCP bool
 	tmpfs   []string
 	criu    string
+	filters *int // see image.Manifest
 	clocks  image.Clocks
 }
 
@@ -249,6 +250,9 @@ func (e *Engine) describe(app life, images *os.File) (*image.Manifest, error) {
 		Image:       e.cfg.Image,
 		ContainerID: e.cfg.ID,
 		Namespace:   e.cfg.Namespace,
+
+		SeccompFilters: app.filters,
+
 		CPU:         host.CPU,
 		Kernel:      host.Kernel,
 		CriuVersion: app.criu,

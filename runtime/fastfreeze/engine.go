@@ -67,19 +67,20 @@ type Engine struct {
 	sock *os.File // PID 1's end, until it has it
 	conn *link
 
-	pid    int
-	pidfd  *os.File
-	bounds image.Rights // PID 1's, from Ready on
+	pid   int
+	pidfd *os.File
 
 	launching sync.Mutex // held by Launch and Prepare
 	aside     bool       // PID 1 is in its own freezer cgroup; guarded by launching
 
 	mu       sync.Mutex
-	stdio    [3]stream // PID 1's, or the application's
-	dropped  bool      // PID 1 has let go of its stdio
-	launched bool      // an application runs, or has run
-	args     []string  // the application's
-	keepTCP  bool      // as its Launch said
+	bounds   image.Rights // PID 1's, from Ready on; the filters in them from learnFilters on
+	filters  *int         // how many PID 1 has, as a manifest notes it
+	stdio    [3]stream    // PID 1's, or the application's
+	dropped  bool         // PID 1 has let go of its stdio
+	launched bool         // an application runs, or has run
+	args     []string     // the application's
+	keepTCP  bool         // as its Launch said
 	hostPid  appOnHost
 	closed   bool
 }
@@ -164,13 +165,13 @@ func (e *Engine) Ready(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rights, err := e.rights()
+	rights, filters, err := e.rights()
 	if err != nil {
 		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.stdio, e.bounds = stdio, rights
+	e.stdio, e.bounds, e.filters = stdio, rights, filters
 	return missing
 }
 

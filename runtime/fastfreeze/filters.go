@@ -10,7 +10,10 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/fastmig/fastmig/runtime/image"
 )
 
 const (
@@ -23,10 +26,34 @@ const (
 	instructionBytes = 8
 )
 
+// learnFilters reads the seccomp filters of the container's first process, once:
+// before it is frozen, when ptrace(2) does not reach it. It takes less than a
+// millisecond, and is done only where something is to be restored. The reader
+// must have CAP_SYS_ADMIN and no filter itself.
+func (e *Engine) learnFilters() error {
+	e.mu.Lock()
+	wanted := e.bounds.Seccomp && e.bounds.Filters == nil
+	e.mu.Unlock()
+	if !wanted {
+		return nil
+	}
+	filters, err := seccompFilters(e.pid, e.pidfd)
+	if err == nil && len(filters) == 0 {
+		err = errors.New("none is there")
+	}
+	if err != nil {
+		return fmt.Errorf("restored processes get the seccomp filters of the container's first process: %w: see that the shim itself runs as root without a seccomp filter, and that the container is not paused: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.bounds.Filters = filters
+	return nil
+}
+
 // seccompFilters reads the filters that are in force for a process, the first
-// installed first, each as the bytes of its instructions. The process stands
-// still meanwhile, for some 50 µs. pidfd proves that pid is still the process that was meant.
-func seccompFilters(pid int, pidfd *os.File) (filters [][]byte, err error) {
+// installed first. The process stands still meanwhile, for some 50 µs. pidfd
+// proves that pid is still the process that was meant.
+func seccompFilters(pid int, pidfd *os.File) (filters []image.Filter, err error) {
 	onDyingThread(func() { filters, err = readFilters(pid, pidfd) })
 	if err != nil {
 		return nil, fmt.Errorf("read the seccomp filters of process %d: %w", pid, err)
@@ -52,7 +79,7 @@ func onDyingThread(f func()) {
 }
 
 // readFilters is for a thread that ends afterwards.
-func readFilters(pid int, pidfd *os.File) ([][]byte, error) {
+func readFilters(pid int, pidfd *os.File) ([]image.Filter, error) {
 	if err := unix.PtraceSeize(pid); err != nil {
 		return nil, fmt.Errorf("seize it: %w", err)
 	}
@@ -63,13 +90,13 @@ func readFilters(pid int, pidfd *os.File) ([][]byte, error) {
 	if err := unix.PtraceInterrupt(pid); err != nil {
 		return nil, fmt.Errorf("interrupt it: %w", err)
 	}
-	var filters [][]byte
+	var filters []image.Filter
 	deadline := time.Now().Add(filterTimeout)
 	for wait := 10 * time.Microsecond; ; {
 		content, err := ptraceFilter(pid, len(filters))
 		switch {
 		case err == nil:
-			filters = append(filters, content)
+			filters = append(filters, image.Filter{Program: content, Log: isLogged(pid, len(filters))})
 		case errors.Is(err, unix.ENOENT):
 			return filters, nil
 		case errors.Is(err, unix.ESRCH) && time.Now().Before(deadline):
@@ -83,6 +110,14 @@ func readFilters(pid int, pidfd *os.File) ([][]byte, error) {
 			return nil, err
 		}
 	}
+}
+
+// isLogged tells whether the filter that was installed as number index has
+// SECCOMP_FILTER_FLAG_LOG. A kernel before 4.16 does not tell.
+func isLogged(pid, index int) bool {
+	metadata := struct{ index, flags uint64 }{index: uint64(index)} // struct seccomp_metadata
+	_, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SECCOMP_GET_METADATA, uintptr(pid), unsafe.Sizeof(metadata), uintptr(unsafe.Pointer(&metadata)), 0, 0)
+	return errno == 0 && metadata.flags&unix.SECCOMP_FILTER_FLAG_LOG != 0
 }
 
 // ptraceFilter reads the filter that was installed as number index.

@@ -86,20 +86,21 @@ func FitCheckpoint(c *image.Checkpoint) (*Checkpoint, error) {
 }
 
 // checkDestination refuses a container whose files are not those that the
-// application had open, or that gives fewer rights than the application had.
-func (e *Engine) checkDestination(c *Checkpoint) error {
+// application had open, or that gives fewer rights than the application had. The
+// result is what image.Confine's is.
+func (e *Engine) checkDestination(c *Checkpoint) (*os.File, error) {
+	root, err := os.Open(fmt.Sprintf("/proc/%d/root", e.pid))
+	if err != nil {
+		return nil, fmt.Errorf("open the container's root: %w", err)
+	}
+	defer root.Close()
+	if err := image.CheckFiles(root, c.Manifest.MappedFiles); err != nil {
+		return nil, err
+	}
 	e.mu.Lock()
 	bounds := e.bounds
 	e.mu.Unlock()
-	if err := c.CheckRights(bounds); err != nil {
-		return err
-	}
-	root, err := os.Open(fmt.Sprintf("/proc/%d/root", e.pid))
-	if err != nil {
-		return fmt.Errorf("open the container's root: %w", err)
-	}
-	defer root.Close()
-	return image.CheckFiles(root, c.Manifest.MappedFiles)
+	return c.Confine(bounds)
 }
 
 // restore brings the application back below PID 1.
@@ -114,6 +115,7 @@ func (e *Engine) restore(ctx context.Context, l Launch, stdio [3]stream) (int, e
 }
 
 // restoreInto is the protocol of a restore:
+//  0. PID 1's seccomp filters, which the processes will have, are read;
 //  1. PID 1 learns which process will be its application;
 //  2. PID 1 and whatever else runs in the container are frozen, out of the
 //     cgroup that the processes will be in;
@@ -137,17 +139,22 @@ func (e *Engine) restoreInto(ctx context.Context, l Launch, stdio [3]stream) (_ 
 	}
 	defer closeAll(files)
 
+	if err := e.learnFilters(); err != nil {
+		return 0, err
+	}
 	question, err := e.adopt(ctx, m.Application.Pid, e.flags(l))
 	if err != nil {
 		return 0, err
 	}
 	guard, err := e.shield(ctx)
+	var filters *os.File
 	if err == nil {
 		defer guard.lower(ctx)
-		err = e.checkDestination(l.Checkpoint)
+		filters, err = e.checkDestination(l.Checkpoint)
 	}
 	if err == nil {
-		err = e.runCRIU(ctx, l, files, guard)
+		defer filters.Close() // nil is refused without harm
+		err = e.runCRIU(ctx, l, files, filters, guard)
 	}
 	if err != nil {
 		guard.thaw(ctx)
@@ -179,7 +186,7 @@ func (e *Engine) adopt(ctx context.Context, pid int, flags initproto.Flags) (*qu
 }
 
 // runCRIU makes the processes and lets them run.
-func (e *Engine) runCRIU(ctx context.Context, l Launch, files map[string]*os.File, guard *guard) error {
+func (e *Engine) runCRIU(ctx context.Context, l Launch, files map[string]*os.File, filters *os.File, guard *guard) error {
 	m := l.Checkpoint.Manifest
 	tmpfs, err := e.tmpfs()
 	if err != nil {
@@ -210,6 +217,7 @@ func (e *Engine) runCRIU(ctx context.Context, l Launch, files map[string]*os.Fil
 		Place:     place,
 		Images:    l.Checkpoint.File(),
 		Pages:     l.Checkpoint.Pages(),
+		Seccomp:   filters,
 		Log:       logFile.File,
 		InheritFD: files,
 		OwnIPC:    e.cfg.OwnIPC,

@@ -3,6 +3,7 @@
 package fastfreeze
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -14,32 +15,59 @@ import (
 	"github.com/fastmig/fastmig/runtime/image"
 )
 
-// rights are those of the container's first process, which are its spec's. They
-// are looked at before anything else runs in the container: later the process
-// may be frozen, where ptrace(2) does not reach it.
-func (e *Engine) rights() (image.Rights, error) {
+// rights are those of the container's first process, which are its spec's, but
+// for its seccomp filters (see learnFilters). They are looked at before anything
+// else runs in the container. The number of those filters is what a manifest
+// notes.
+func (e *Engine) rights() (r image.Rights, filters *int, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", e.pid))
 	if err != nil {
-		return image.Rights{}, fmt.Errorf("read the rights of the container's first process: %w", err)
+		return r, nil, fmt.Errorf("read the rights of the container's first process: %w", err)
 	}
 	status, err := parseStatus(string(text))
 	if err != nil {
-		return image.Rights{}, err
+		return r, nil, err
 	}
-	r := status.rights()
+	r = status.rights()
 	if r.User != nil {
 		if *r.User, err = inNamespace(e.pid, "uid_map", *r.User); err != nil {
-			return r, err
+			return r, nil, err
+		}
+	}
+	if r.Group != nil {
+		if *r.Group, err = inNamespace(e.pid, "gid_map", *r.Group); err != nil {
+			return r, nil, err
 		}
 	}
 	for i := range r.Groups {
 		if r.Groups[i], err = inNamespace(e.pid, "gid_map", r.Groups[i]); err != nil {
-			return r, err
+			return r, nil, err
 		}
 	}
-	// The filters' content (seccompFilters) is not compared: libcontainer makes
-	// another program of the same profile each time.
-	return r, nil
+	r.LSM, err = lsmProfile(e.pid)
+	return r, status.baseFilters(), err
+}
+
+// lsmProfile is a process's profile of the kernel's security module, as CRIU notes
+// it; "": none, or it is confined by none.
+func lsmProfile(pid int) (string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/attr/current", pid))
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, os.ErrNotExist) {
+		return "", nil // no module has any
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the security profile of the container's first process: %w", err)
+	}
+	return parseProfile(string(text)), nil
+}
+
+// parseProfile leaves AppArmor's mode out: "docker-default (enforce)".
+func parseProfile(text string) string {
+	profile, _, _ := strings.Cut(strings.TrimRight(text, "\x00\n"), " ")
+	if profile == "unconfined" {
+		return ""
+	}
+	return profile
 }
 
 // status is what /proc/PID/status says of a process's rights
@@ -47,32 +75,49 @@ func (e *Engine) rights() (image.Rights, error) {
 type status struct {
 	bounding, permitted uint64
 	noNewPrivs, seccomp bool
+	filters             int      // how many seccomp filters, 0: the kernel (before 5.9) does not tell, or there are none
 	uid, gid            []uint32 // real, effective, saved, file system
 	groups              []uint32
 }
 
 // rights are those of a process and of all that it may become.
+//
+// A process changes its user and its group in two ways: with CAP_SETUID and
+// CAP_SETGID, and by executing a setuid or setgid program. Any id may own one of
+// those, and they need no capability. So ids say nothing, unless no_new_privs is
+// set: then neither such programs nor file capabilities nor being root give a
+// program more than what executes it is permitted (execve(2), capabilities(7)), and
+// whoever is not permitted to change an id now never will be.
+//
+// Supplementary groups have only the first way, and the bounding set ends it: no
+// program gets CAP_SETGID that is not in there.
 func (s status) rights() image.Rights {
 	r := image.Rights{Bounding: s.bounding, Seccomp: s.seccomp, NoNewPrivs: s.noNewPrivs}
-	if !s.mayGet(unix.CAP_SETUID) {
+	if s.noNewPrivs && s.permitted&bit(unix.CAP_SETUID) == 0 {
 		r.User = &s.uid[0]
 	}
-	if !s.mayGet(unix.CAP_SETGID) {
+	setgid := s.bounding
+	if s.noNewPrivs {
+		setgid = s.permitted
+	}
+	if setgid&bit(unix.CAP_SETGID) == 0 {
 		r.Groups = append([]uint32{s.gid[0]}, s.groups...)
+		if s.noNewPrivs {
+			r.Group = &s.gid[0]
+		}
 	}
 	return r
 }
 
-// mayGet tells whether the process, or one that it executes, can have the
-// capability. (With no_new_privs a user gets by an execve(2) none that it has
-// not.)
-func (s status) mayGet(capability int) bool {
-	bit := uint64(1) << capability
-	if s.noNewPrivs && s.uid[0] != 0 && s.uid[1] != 0 {
-		return s.permitted&s.bounding&bit != 0
+// baseFilters is the number of filters as a manifest notes it.
+func (s status) baseFilters() *int {
+	if s.filters == 1 || s.seccomp && s.filters == 0 {
+		return nil
 	}
-	return s.bounding&bit != 0
+	return &s.filters
 }
+
+func bit(capability int) uint64 { return 1 << capability }
 
 func parseStatus(text string) (s status, err error) {
 	missing := []string{"Uid", "Gid", "Groups", "CapPrm", "CapBnd", "NoNewPrivs"} // Seccomp is missing from kernels without it
@@ -94,6 +139,8 @@ func parseStatus(text string) (s status, err error) {
 			s.noNewPrivs, err = parseFlag(value)
 		case "Seccomp":
 			s.seccomp, err = parseFlag(value)
+		case "Seccomp_filters":
+			s.filters, err = strconv.Atoi(value)
 		default:
 			continue
 		}

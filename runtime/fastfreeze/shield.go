@@ -41,8 +41,8 @@ type guard struct {
 
 // Prepare does ahead of time, in a container in which a restore is expected, what
 // takes long at the beginning of one: the first move between cgroups waits for a
-// grace period of the kernel's, up to 10 ms, unless it follows another. It is
-// best called right after the container was made. A Launch from scratch takes it
+// grace period of the kernel's, up to 10 ms, unless it follows another; and the
+// seccomp filters of PID 1 are read. It is best called right after the container was made. A Launch from scratch takes it
 // back. Errors: FailedPrecondition if nothing can be restored there.
 func (e *Engine) Prepare(ctx context.Context) error {
 	e.launching.Lock()
@@ -52,6 +52,9 @@ func (e *Engine) Prepare(ctx context.Context) error {
 	}
 	if e.AppPid() != 0 {
 		return fmt.Errorf("an application runs in container %s already: %w", e.cfg.ID, errdefs.ErrFailedPrecondition)
+	}
+	if err := e.learnFilters(); err != nil {
+		return err
 	}
 	_, err := e.stepAside()
 	return err

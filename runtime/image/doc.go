@@ -15,6 +15,7 @@
 //	err = c.Verify(ctx)              // every byte is what was committed
 //	err = c.CheckHost(host)          // from ProbeHost
 //	err = image.CheckFiles(root, c.Manifest.MappedFiles)
+//	filters, err := c.Confine(rights) // and the seccomp.img to restore with
 //
 // StageAt, OpenAt and RemoveAt do the same by the descriptor of the folder above,
 // for places in which others rename at will; Isolate copies what others could

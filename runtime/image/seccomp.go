@@ -10,6 +10,7 @@ import (
 	criucore "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/seccomp"
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -49,6 +50,9 @@ func (c *Checkpoint) readFilterTable(threads map[string]*criucore.CoreEntry) (*f
 			}
 		}
 		for _, tid := range all {
+			if t.process[tid] != nil {
+				return fmt.Errorf("pstree.img: thread %s is there twice: %w", tid, errdefs.ErrDataLoss)
+			}
 			t.process[tid] = all
 		}
 		return nil

@@ -123,11 +123,16 @@ type Recorder interface {
 
 // Settings are what the container's annotations say, and requests may change.
 type Settings struct {
-	Startup   string
-	OnExit    string
+	// Startup is api.StartScratch, api.StartRestore or api.StartStandby.
+	Startup string
+	// OnExit is OnExitTied, OnExitDefault or the path of a decider.
+	OnExit string
+	// Supervise is SuperviseAuto, SuperviseAlways or SuperviseNever.
 	Supervise string
-	ImageURL  string
-	KeepTCP   bool
+	// ImageURL is where checkpoints of the service go and come from; "": none.
+	ImageURL string
+	// KeepTCP keeps established TCP connections through a restore.
+	KeepTCP bool
 	// Interval of periodic checkpoints; 0: none.
 	Interval time.Duration
 	Hooks    Hooks

@@ -3,7 +3,8 @@
 // A restore may find the page files (pages-N.img) in another folder than the other images: the
 // container's own, where nobody wants to copy them from. CRIU closes descriptors that it does
 // not know before it opens them, so they are kept as mappings, which its children inherit and
-// the restored processes do not.
+// the restored processes do not. The same is done with a list of seccomp filters that is to be
+// read in place of the checkpoint's.
 
 #include <dirent.h>
 
@@ -18,6 +19,9 @@ struct page_file {
 
 static struct page_file *page_files;
 static size_t page_file_count;
+static struct page_file seccomp_file;
+
+#define SECCOMP_IMAGE "seccomp.img"
 
 // The number of pages-N.img, or 0.
 static unsigned int page_file_number(const char *name)
@@ -96,6 +100,28 @@ static int copy_page_file(const struct page_file *file)
 	if (fd >= 0)
 		lseek(fd, 0, SEEK_SET);
 	return fd;
+}
+
+static void map_seccomp_file(int fd)
+{
+	struct stat st;
+	void *at;
+
+	errno = EINVAL;
+	if (fstat(fd, &st) < 0 || !st.st_size)
+		fail("look at the seccomp filters");
+	at = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (at == MAP_FAILED)
+		fail("map the seccomp filters");
+	close(fd);
+	seccomp_file.size = st.st_size;
+	seccomp_file.at = at;
+}
+
+// Opens the seccomp filters that were mapped; -2: there are none, or name is another's.
+static int open_seccomp_file(const char *name)
+{
+	return seccomp_file.at && !strcmp(name, SECCOMP_IMAGE) ? copy_page_file(&seccomp_file) : -2;
 }
 
 // Opens a page file that was mapped; -2: there is none of this name.

@@ -20,7 +20,8 @@
 // 7. It keeps the restored processes in the container's IPC namespace when the checkpoint has
 //    System V objects. CRIU would make them again in a new one.
 // 8. It carries along what is in the container's own file systems in memory (tmpfs.h).
-// 9. It finds the page files of a checkpoint that keeps them in another folder (pages.h).
+// 9. It finds the page files of a checkpoint that keeps them in another folder, and the seccomp
+//    filters that a restore puts in place of the checkpoint's (pages.h).
 // 10. It notes what CRIU changes in the processes of a dump, for whom a killed CRIU leaves it
 //    to (journal.h).
 //
@@ -133,6 +134,7 @@ static void enter(void)
 	int folder = env_fd("FASTMIG_FREEZER_FD");
 	int first = env_fd("FASTMIG_CLOSE_FROM");
 	int pages = env_fd("FASTMIG_PAGES_FD");
+	int filters = env_fd("FASTMIG_SECCOMP_FD");
 	int undo = env_fd("FASTMIG_JOURNAL_FD");
 	struct sigaction sa = { .sa_handler = on_cancel };
 
@@ -154,6 +156,8 @@ static void enter(void)
 		open_freezer(folder);
 	if (pages >= 0)
 		map_page_files(pages);
+	if (filters >= 0)
+		map_seccomp_file(filters);
 	open_journal(undo);
 	// Last, since it takes away the rights to do the rest.
 	if (user >= 0) {
@@ -179,6 +183,7 @@ static void enter(void)
 	unsetenv("FASTMIG_FREEZER_FD");
 	unsetenv("FASTMIG_CLOSE_FROM");
 	unsetenv("FASTMIG_PAGES_FD");
+	unsetenv("FASTMIG_SECCOMP_FD");
 	unsetenv("FASTMIG_JOURNAL_FD");
 	unsetenv("FASTMIG_KDAT_FD");
 	unsetenv("FASTMIG_KDAT_NEW_FD");
@@ -242,7 +247,7 @@ int open64(const char *path, int flags, ...)
 int openat64(int dir, const char *path, int flags, ...)
 {
 	mode_t mode = 0;
-	int page_file;
+	int image;
 	va_list args;
 
 	if (cancelled && (flags & O_CREAT)) {
@@ -252,8 +257,8 @@ int openat64(int dir, const char *path, int flags, ...)
 	// A restore leaves its statistics in its working folder, which is the checkpoint's.
 	if (launched && dir == AT_FDCWD && !strcmp(path, "stats-restore"))
 		return memfd_create(path, MFD_CLOEXEC);
-	if (!(flags & O_CREAT) && (page_file = open_page_file(path, flags)) != -2)
-		return page_file;
+	if (!(flags & O_CREAT) && ((image = open_page_file(path, flags)) != -2 || (image = open_seccomp_file(path)) != -2))
+		return image;
 	if (flags & (O_CREAT | __O_TMPFILE)) {
 		va_start(args, flags);
 		mode = va_arg(args, mode_t);
