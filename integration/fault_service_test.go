@@ -27,7 +27,7 @@ import (
 // The service under test: a shell that shows "LIFE COUNT" as the target of a link
 // in a folder of the host's, and does what it finds in a file there. LIFE is drawn
 // at its start, so it tells a service that was started anew from one that went on
-// or was restored; a count that falls tells the latter two apart.
+// or was restored; a count that falls, or another process, tells the latter two apart.
 const faultScript = `read -r life </proc/sys/kernel/random/uuid; n=0
 while :; do n=$((n+1)); ln -sfn "$life $n" /state/tick; [ -e /state/order ] && . /state/order; sleep 0.01; done`
 
@@ -71,6 +71,7 @@ type subject struct {
 	mu    sync.Mutex
 	seen  []sight
 	exits int
+	root  int             // the service's process at the last mark, 0: none
 	saved *api.Checkpoint // the last that was reported whole
 	lost  bool            // and it was damaged since
 	dir   string          // the node's folder of checkpoints, if it is an own one
@@ -165,8 +166,10 @@ func (s *subject) look() {
 
 // mark is a moment in what is seen.
 func (s *subject) mark() int {
+	root, _ := s.appPid()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.root = root
 	return max(0, len(s.seen)-1)
 }
 
@@ -232,7 +235,9 @@ func (s *subject) happened(ctx context.Context, mark int) (outcome, error) {
 		return "", fmt.Errorf("a service runs, and counts %d times", steady)
 	case anew > 0:
 		return fromScratch, nil
-	case back > 0:
+	case back > 0 || roots[0] != s.root:
+		// A restored process is another one on the host. If its checkpoint is of the very
+		// moment, its count did not fall.
 		return wasRestored, nil
 	}
 	return wentOn, nil

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/fastmig/fastmig/shim"
+	"github.com/fastmig/fastmig/shim/service"
 )
 
 // with is the default, changed.
