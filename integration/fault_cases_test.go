@@ -80,7 +80,7 @@ func faults() []fault {
 		{name: "storage full", paper: restarts, setup: fullStore,
 			cells: map[phase]cell{
 				inOperation:  {inject: fillStore, heal: emptyStore, want: one(wentOn)},
-				inCheckpoint: {inject: fillStore, heal: emptyStore, first: true, op: mustFail, text: "full", want: one(wentOn)},
+				inCheckpoint: {inject: fillStore, heal: emptyStore, first: true, op: mustFail, text: "space", want: one(wentOn)},
 				inRestore:    {inject: fillStore, heal: emptyStore, first: true, op: mustSucceed, want: one(wasRestored)},
 			}},
 		{name: "SIGINT to the service", paper: restarts, cells: signalled(unix.SIGINT)},

@@ -41,7 +41,8 @@ func init() {
 func logger(path string) error {
 	// The end of the input is what ends it, so that nothing is lost.
 	signal.Ignore(unix.SIGTERM)
-	f, err := os.Create(path)
+	// It may be started again, for another life of the service.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	containerd "github.com/containerd/containerd/v2/client"
 	"golang.org/x/sys/unix"
 
 	"github.com/fastmig/fastmig/integration/harness"
@@ -104,7 +105,7 @@ func testRunBadImage(t *testing.T, lab *harness.Lab) {
 	done(t, "checkpoint", post(t, lab, c, "/checkpoint", ``), 200)
 	spoil(t, filepath.Join(nodeCheckpoints(lab), strings.TrimPrefix(url, "node:")))
 	text := done(t, "run", post(t, lab, c, "/run", ``), 500)
-	wantText(t, text, url, "digest")
+	wantText(t, text, url, "content changed")
 	s := wantState(t, lab, c, api.Standby)
 	if s.LastError == nil || s.LastError.Error.Kind != "data_loss" || s.Reason == "" {
 		t.Errorf("the status tells of %+v, because of %q", s.LastError, s.Reason)
@@ -129,7 +130,8 @@ func testRunLeaveStopped(t *testing.T, lab *harness.Lab) {
 		return after[:1]
 	}
 	equal(t, "the application's state", stopped(), "T")
-	check(t, c.Task.Kill(lab.Context(), unix.SIGCONT))
+	// All of its processes are stopped.
+	check(t, c.Task.Kill(lab.Context(), unix.SIGCONT, containerd.WithKillAll))
 	continues(c)
 }
 

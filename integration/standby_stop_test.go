@@ -27,6 +27,7 @@ func TestStop(t *testing.T) {
 		{"output again, terminal", testAgainTerminal},
 		{"output again, logger", testAgainLogger},
 		{"output again, ctr", testAgainCtr},
+		{"output again, nerdctl", testAgainNerdctl},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, lab.For(t)) })
 	}
@@ -232,4 +233,12 @@ func testAgainCtr(t *testing.T, lab *harness.Lab) {
 	}
 	_, err = lab.Client().LoadContainer(lab.Context(), id)
 	refused(t, "the container after ctr", err, nil)
+}
+
+// nerdctl logs has the output of all lives.
+func testAgainNerdctl(t *testing.T, lab *harness.Lab) {
+	name := harness.NewID("logged")
+	id := strings.TrimSpace(lab.MustNerdctl("run", "-d", "--name", name, images.Busybox.Ref(), "sh", "-c", livesScript))
+	removeByNerdctl(lab, t, name)
+	again(t, lab, load(lab, t, id), nil, func() string { return lab.MustNerdctl("logs", name) })
 }

@@ -162,6 +162,11 @@ func (t *task) root() (*os.File, error) {
 }
 
 func (b body) Tie(ctx context.Context, tied bool) error {
+	if !tied {
+		// Before the service ends: its client would take the end of its output for the
+		// container's.
+		b.init.keepOutputs()
+	}
 	ctx, cancel := context.WithTimeout(ctx, tieTimeout)
 	defer cancel()
 	if err := b.engine().Tie(ctx, tied); err != nil {
@@ -222,6 +227,7 @@ func (b body) Dump(ctx context.Context, d service.Dump) (api.Checkpoint, error) 
 	c := api.Checkpoint{CreatedAt: res.Manifest.CreatedAt, Bytes: res.Bytes, Digest: res.Manifest.Digest}
 	if d.Stage == nil {
 		c.URL = d.URL.String()
+		b.init.keepOutputs() // there may be another life from now on
 	}
 	return c, nil
 }

@@ -6,9 +6,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/fastmig/fastmig/internal/config"
 	"github.com/fastmig/fastmig/runtime/node"
 	"github.com/fastmig/fastmig/runtime/toolkit"
 )
@@ -49,13 +51,15 @@ Examples:
 	}
 }
 
-// nodeOptions tells the probe about the toolkit at root.
+// nodeOptions tells the probe about the node's configuration and the toolkit at root.
 func nodeOptions(root string) node.Options {
+	opts := node.Options{Configuration: configuration(config.Path)}
 	tk, err := toolkit.LocateAt(root)
 	if err != nil {
-		return node.Options{Toolkit: node.Finding{Status: node.No, Detail: err.Error()}}
+		opts.Toolkit = node.Finding{Status: node.No, Detail: err.Error()}
+		return opts
 	}
-	opts := node.Options{Criu: tk.RunHost}
+	opts.Criu = tk.RunHost
 	m, err := tk.Verify()
 	if err != nil {
 		// Containers start with it, but it is not what was tried out here.
@@ -64,4 +68,17 @@ func nodeOptions(root string) node.Options {
 	}
 	opts.Toolkit = node.Finding{Status: node.Yes, Detail: fmt.Sprintf("%s, CRIU %s (%s)", tk.Root(), m.Criu.Version, m.Criu.Source)}
 	return opts
+}
+
+// configuration says whether the shim can read the node's configuration.
+func configuration(path string) node.Finding {
+	c, err := config.Load(path)
+	if err != nil {
+		return node.Finding{Status: node.No, Detail: err.Error()}
+	}
+	source := path
+	if _, err := os.Lstat(path); err != nil {
+		source = "no " + path + ", the defaults hold"
+	}
+	return node.Finding{Status: node.Yes, Detail: fmt.Sprintf("%s; checkpoints in %s", source, c.Checkpoints)}
 }

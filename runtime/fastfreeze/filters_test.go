@@ -31,11 +31,14 @@ func init() {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		panic(err)
 	}
-	for _, n := range filterSteps {
+	for i, n := range filterSteps {
+		flags := unix.SECCOMP_FILTER_FLAG_TSYNC // on all threads, since any may be the one that is looked at
+		if i == 1 {
+			flags |= unix.SECCOMP_FILTER_FLAG_LOG
+		}
 		steps := allowAll(n)
 		prog := unix.SockFprog{Len: uint16(n), Filter: &steps[0]}
-		// On all threads, since any may be the one that is looked at.
-		_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
+		_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(flags), uintptr(unsafe.Pointer(&prog)))
 		if errno != 0 {
 			panic(errno)
 		}
@@ -91,8 +94,11 @@ func TestSeccompFilters(t *testing.T) {
 		for i, n := range filterSteps {
 			steps := allowAll(n)
 			want := unsafe.Slice((*byte)(unsafe.Pointer(&steps[0])), n*instructionBytes)
-			if !bytes.Equal(filters[i], want) {
-				t.Errorf("filter %d: %x, want %x", i, filters[i], want)
+			if !bytes.Equal(filters[i].Program, want) {
+				t.Errorf("filter %d: %x, want %x", i, filters[i].Program, want)
+			}
+			if want := i == 1; filters[i].Log != want {
+				t.Errorf("filter %d logs: %v", i, !want)
 			}
 		}
 		// It goes on, and nobody traces it.

@@ -5,6 +5,7 @@ package fastfreeze
 import (
 	"os"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -15,7 +16,7 @@ const someStatus = "Name:\tx\nUid:\t10\t10\t10\t10\nGid:\t20\t20\t20\t20\nGroups
 func TestParseStatus(t *testing.T) {
 	got, err := parseStatus(someStatus)
 	ids := func(id uint32) []uint32 { return []uint32{id, id, id, id} }
-	want := status{bounding: 0x1fffeffffff, noNewPrivs: true, seccomp: true, uid: ids(10), gid: ids(20), groups: []uint32{20, 30}}
+	want := status{bounding: 0x1fffeffffff, noNewPrivs: true, seccomp: true, filters: 1, uid: ids(10), gid: ids(20), groups: []uint32{20, 30}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -46,16 +47,19 @@ func TestFixedIDs(t *testing.T) {
 		uid                 uint32
 		bounding, permitted uint64
 		noNewPrivs          bool
-		user, group         bool // cannot change
+		user, group, groups bool // cannot change
 	}{
-		{"root", 0, all, all, false, false, false},
-		{"root without setuid", 0, all &^ setuid, all &^ setuid, false, true, false},
-		{"root without setgid", 0, all &^ setgid, all &^ setgid, false, false, true},
-		{"root, no new privileges", 0, all, all, true, false, false},
-		{"a user", 7, all, none, false, false, false},
-		{"a user without any", 7, none, none, false, true, true},
-		{"a user, no new privileges", 7, all, none, true, true, true},
-		{"a user with ambient setuid, no new privileges", 7, all, setuid, true, false, true},
+		{"root", 0, all, all, false, false, false, false},
+		// A setuid program changes the user, without any capability.
+		{"root without setuid", 0, all &^ setuid, all &^ setuid, false, false, false, false},
+		{"root without setgid", 0, all &^ setgid, all &^ setgid, false, false, false, true},
+		{"root, no new privileges", 0, all, all, true, false, false, false},
+		{"root without setuid, no new privileges", 0, all &^ setuid, all &^ setuid, true, true, false, false},
+		{"root without permissions, no new privileges", 0, all, none, true, true, true, true},
+		{"a user", 7, all, none, false, false, false, false},
+		{"a user without any", 7, none, none, false, false, false, true},
+		{"a user, no new privileges", 7, all, none, true, true, true, true},
+		{"a user with ambient setuid, no new privileges", 7, all, setuid, true, false, true, true},
 	} {
 		s := status{bounding: tc.bounding, permitted: tc.permitted, noNewPrivs: tc.noNewPrivs,
 			uid: []uint32{tc.uid, tc.uid, tc.uid, tc.uid}, gid: []uint32{5, 5, 5, 5}, groups: []uint32{6}}
@@ -63,8 +67,42 @@ func TestFixedIDs(t *testing.T) {
 		if (r.User != nil) != tc.user || tc.user && *r.User != tc.uid {
 			t.Errorf("%s: user %v", tc.name, r.User)
 		}
-		if want := []uint32{5, 6}; (r.Groups != nil) != tc.group || tc.group && !reflect.DeepEqual(r.Groups, want) {
+		if (r.Group != nil) != tc.group || tc.group && *r.Group != 5 {
+			t.Errorf("%s: group %v", tc.name, r.Group)
+		}
+		if want := []uint32{5, 6}; (r.Groups != nil) != tc.groups || tc.groups && !reflect.DeepEqual(r.Groups, want) {
 			t.Errorf("%s: groups %v", tc.name, r.Groups)
+		}
+	}
+}
+
+func TestBaseFilters(t *testing.T) {
+	for _, tc := range []struct {
+		s    status
+		want string
+	}{
+		{status{}, "0"},
+		{status{seccomp: true}, "not noted"}, // the kernel does not tell
+		{status{seccomp: true, filters: 1}, "not noted"},
+		{status{seccomp: true, filters: 3}, "3"},
+	} {
+		got := "not noted"
+		if n := tc.s.baseFilters(); n != nil {
+			got = strconv.Itoa(*n)
+		}
+		if got != tc.want {
+			t.Errorf("%+v: %s, want %s", tc.s, got, tc.want)
+		}
+	}
+}
+
+func TestParseProfile(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "", "unconfined\n": "", "cri-containerd.apparmor.d (enforce)\n": "cri-containerd.apparmor.d",
+		"system_u:system_r:container_t:s0:c1,c2\x00": "system_u:system_r:container_t:s0:c1,c2",
+	} {
+		if got := parseProfile(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
 		}
 	}
 }

@@ -31,6 +31,7 @@ const (
 	Ptrace         Name = "ptrace"
 	Userfaultfd    Name = "userfaultfd"
 	SoftDirty      Name = "soft_dirty"
+	Configuration  Name = "configuration"
 	Toolkit        Name = "toolkit"
 	Criu           Name = "criu"
 	CriuCheck      Name = "criu_check"
@@ -133,6 +134,8 @@ var features = []feature{
 		"memory cannot follow after a restore (lazy pages)", "boot a kernel with CONFIG_USERFAULTFD, as distributions build it"},
 	{SoftDirty, "soft-dirty tracking", nil,
 		"no incremental pre-dump: each checkpoint writes all of the memory", "boot a kernel with CONFIG_MEM_SOFT_DIRTY, as distributions build it"},
+	{Configuration, "configuration", all(required),
+		"the shim makes no containers", "correct or remove the file"},
 	{Toolkit, "toolkit", all(required),
 		"there is no PID 1 for containers and no CRIU", "install it: sudo fastmig install"},
 	{Criu, "CRIU", map[Verb]need{Checkpoint: required, Restore: required},

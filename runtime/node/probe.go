@@ -20,6 +20,8 @@ import (
 
 // Options says how CRIU and the toolkit are reached: this package knows neither.
 type Options struct {
+	// Configuration is the finding about the node's configuration file.
+	Configuration Finding
 	// Toolkit is the finding about the toolkit.
 	Toolkit Finding
 	// Criu runs CRIU with arguments and returns what it printed; nil when there
@@ -49,6 +51,7 @@ func Probe(ctx context.Context, opts Options) Probed {
 	} {
 		p.Findings[name] = probe()
 	}
+	p.Findings[Configuration] = opts.Configuration
 	p.Findings[Toolkit] = opts.Toolkit
 	probeCriu(ctx, opts.Criu, p.Findings)
 	return p

@@ -14,7 +14,7 @@ import (
 // machine, but as root on a kernel that runs the other tests it knows each
 // answer, and these must be yes.
 func TestProbeThisMachine(t *testing.T) {
-	p := Probe(t.Context(), Options{Toolkit: Finding{Status: Yes}})
+	p := Probe(t.Context(), Options{Configuration: Finding{Status: Yes}, Toolkit: Finding{Status: Yes}})
 	if p.Kernel == "" || p.Kernel == "unknown" {
 		t.Errorf("kernel %q", p.Kernel)
 	}
