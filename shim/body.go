@@ -38,7 +38,7 @@ var _ service.Body = body{}
 
 func (b body) Acquire(ctx context.Context) (func(), error) { return b.acquire(ctx) }
 
-func (b body) Ready() error { return b.allow("serve") }
+func (b body) Ready() error { return b.allow(changeService) }
 
 // Launch runs the application; nothing else is put into the container meanwhile.
 func (b body) Launch(ctx context.Context, l service.Launch) (service.Running, error) {

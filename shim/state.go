@@ -52,17 +52,20 @@ var transitions = map[State][]State{
 	StateDeleted:       nil,
 }
 
+// changeService is the operation of whatever the service is asked to do.
+const changeService = "change the service of"
+
 // operations says in which states a request may be carried out.
 var operations = map[string][]State{
-	"start":      {StateCreated},
-	"exec":       {StateCreated, StateRunning, StateCheckpointing},
-	"serve":      {StateRunning},
-	"pause":      {StateRunning},
-	"resume":     {StatePaused},
-	"checkpoint": {StateRunning, StatePaused},
-	"update":     {StateCreated, StateRunning, StatePaused},
-	"kill":       {StateCreated, StateStarting, StateRunning, StatePausing, StatePaused, StateCheckpointing},
-	"delete":     {StateCreated, StateStopped},
+	"start":       {StateCreated},
+	"exec":        {StateCreated, StateRunning, StateCheckpointing},
+	changeService: {StateRunning},
+	"pause":       {StateRunning},
+	"resume":      {StatePaused},
+	"checkpoint":  {StateRunning, StatePaused},
+	"update":      {StateCreated, StateRunning, StatePaused},
+	"kill":        {StateCreated, StateStarting, StateRunning, StatePausing, StatePaused, StateCheckpointing},
+	"delete":      {StateCreated, StateStopped},
 }
 
 // status is how containerd knows the states.
