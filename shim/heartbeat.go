@@ -86,6 +86,10 @@ func (h *heart) beat(inc *incarnation) {
 				}
 			case <-tick.C:
 			}
+			if !h.t.svc.Recoverable() {
+				// To end it would end the container: it may be somebody's debugger.
+				continue
+			}
 			switch err := h.look(inc); {
 			case err == nil:
 			case continued < maxContinued && isStopped(inc.proc.Pid):

@@ -114,6 +114,9 @@ func (s *Service) bringsBack() policy.Mode {
 	return s.set.Startup
 }
 
+// Recoverable says whether a FastFreeze that is lost now is brought back.
+func (s *Service) Recoverable() bool { return s.leaves(s.current(), s.now(), false) == "" }
+
 // leaves says why a lost FastFreeze is not brought back; "": it is.
 func (s *Service) leaves(l *life, was api.State, oom bool) string {
 	s.mu.Lock()
