@@ -17,6 +17,8 @@ TEST_TIMEOUT ?= 60m
 RUN ?=
 
 STATIC := -trimpath -ldflags "-s -w"
+# What `fastmig version` says.
+RELEASE ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 SHIM_TAGS := seccomp netgo osusergo
 
 .PHONY: help
@@ -26,7 +28,7 @@ help: ## show this list
 .PHONY: build
 build: deps ## build the binaries into bin/
 	CGO_ENABLED=0 $(GO) build $(STATIC) -o bin/fastfreeze ./cmd/fastfreeze
-	CGO_ENABLED=0 $(GO) build $(STATIC) -o bin/fastmig ./cmd/fastmig
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.release=$(RELEASE)" -o bin/fastmig ./cmd/fastmig
 	CGO_ENABLED=1 $(GO) build -trimpath -tags "$(SHIM_TAGS)" -ldflags "-s -w -extldflags -static" \
 		-o bin/containerd-shim-fastmig-v2 ./cmd/containerd-shim-fastmig-v2
 	$(CC) -O2 -Wall -Wextra -fPIC -shared -s -o bin/fastmig-preload.so runtime/criu/preload/preload.c
