@@ -93,7 +93,7 @@ func faults() []fault {
 			cells: map[phase]cell{
 				inOperation:  {inject: damage(kind, 1), lossy: true, want: one(wentOn)},
 				inCheckpoint: {inject: damage(kind, 1), lossy: true, op: mustSucceed, want: one(wentOn)},
-				inRestore:    {inject: damage(kind, 1), lossy: true, first: true, op: mustSucceed, text: "the one before", want: one(wasRestored)},
+				inRestore:    {inject: damage(kind, 1), lossy: true, first: true, op: mustSucceed, text: "passed over", want: one(wasRestored)},
 			}})
 	}
 	return append(list, []fault{
@@ -171,11 +171,12 @@ func signalled(sig unix.Signal) map[phase]cell {
 				return ignoreGone(unix.Kill(pid, sig))
 			}
 		}
-		return fmt.Errorf("no process was restored yet")
+		return errMissed
 	}
 	return map[phase]cell{
-		inOperation:  {inject: toService, want: one(inStandby)},
-		inCheckpoint: {inject: toService, want: one(inStandby)},
+		inOperation: {inject: toService, want: one(inStandby)},
+		// A signal that waits for the frozen service is in its checkpoint.
+		inCheckpoint: {inject: toService, want: one(inStandby), useless: true},
 		inRestore:    {inject: toRestored, want: []outcome{inStandby, wasRestored}},
 	}
 }
@@ -230,7 +231,7 @@ func (s *subject) continued(pid int) error {
 func killCRIU(s *subject) error {
 	pid := criuOf(s.shim)
 	if pid == 0 {
-		return fmt.Errorf("CRIU has ended already")
+		return errMissed
 	}
 	return unix.Kill(pid, unix.SIGKILL)
 }

@@ -34,7 +34,13 @@ func hangInit(s *subject) error {
 		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 		for _, task := range tasks {
 			tid, _ := strconv.Atoi(task.Name())
-			if serr := unix.PtraceSeize(tid); serr != nil {
+			serr := unix.PtraceSeize(tid)
+			// CRIU traces what is in the cgroup of its dump for a moment.
+			for tries := 0; serr == unix.EPERM && tries < 1000; tries++ {
+				time.Sleep(time.Millisecond)
+				serr = unix.PtraceSeize(tid)
+			}
+			if serr != nil {
 				err = errors.Join(err, fmt.Errorf("trace thread %d: %w", tid, serr))
 				continue
 			}
@@ -106,79 +112,123 @@ func emptyStore(s *subject) error {
 	return s.lab.InMachine(func() error { return os.Remove(filepath.Join(fullDir, "filler")) })
 }
 
-// gate is a file system that answers no request while it is shut.
+// gate is a file system that answers no request while it is shut, as one does whose
+// server is gone: who waits for it can be killed, and nothing else.
 type gate struct {
 	fuse.RawFileSystem
-	mu   sync.RWMutex
-	shut bool
+	mu   sync.Mutex
+	open chan struct{} // closed while it is open
 }
 
 var theGate = &gate{}
 
 func (g *gate) set(shut bool) {
-	if shut != g.shut {
-		g.shut = shut
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	select {
+	case <-g.open:
 		if shut {
-			g.mu.Lock()
-		} else {
-			g.mu.Unlock()
+			g.open = make(chan struct{})
+		}
+	default:
+		if !shut {
+			close(g.open)
 		}
 	}
 }
 
-// pass waits for the gate to be open.
-func (g *gate) pass() {
-	g.mu.RLock()
-	g.mu.RUnlock() //nolint:staticcheck // only the wait counts
+// pass waits for the gate to be open. It is not OK if the caller was killed.
+func (g *gate) pass(killed <-chan struct{}) fuse.Status {
+	g.mu.Lock()
+	open := g.open
+	g.mu.Unlock()
+	select {
+	case <-open:
+		return fuse.OK
+	default:
+	}
+	select {
+	case <-open:
+		return fuse.OK
+	case <-killed:
+		return fuse.EINTR
+	}
 }
 
 func (g *gate) Lookup(c <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	g.pass()
+	if s := g.pass(c); s != fuse.OK {
+		return s
+	}
 	return g.RawFileSystem.Lookup(c, h, name, out)
 }
 
 func (g *gate) GetAttr(c <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	g.pass()
+	if s := g.pass(c); s != fuse.OK {
+		return s
+	}
 	return g.RawFileSystem.GetAttr(c, in, out)
 }
 
 func (g *gate) Mkdir(c <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	g.pass()
+	if s := g.pass(c); s != fuse.OK {
+		return s
+	}
 	return g.RawFileSystem.Mkdir(c, in, name, out)
 }
 
 func (g *gate) OpenDir(c <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	g.pass()
+	if s := g.pass(c); s != fuse.OK {
+		return s
+	}
 	return g.RawFileSystem.OpenDir(c, in, out)
 }
 
 func (g *gate) Create(c <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	g.pass()
+	if s := g.pass(c); s != fuse.OK {
+		return s
+	}
 	return g.RawFileSystem.Create(c, in, name, out)
 }
 
 func (g *gate) Open(c <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	g.pass()
+	if s := g.pass(c); s != fuse.OK {
+		return s
+	}
 	return g.RawFileSystem.Open(c, in, out)
 }
 
 func (g *gate) Read(c <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	g.pass()
+	if s := g.pass(c); s != fuse.OK {
+		return nil, s
+	}
 	return g.RawFileSystem.Read(c, in, buf)
 }
 
 func (g *gate) Write(c <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
-	g.pass()
+	if s := g.pass(c); s != fuse.OK {
+		return 0, s
+	}
 	return g.RawFileSystem.Write(c, in, data)
 }
 
+func (g *gate) StatFs(c <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	if s := g.pass(c); s != fuse.OK {
+		return s
+	}
+	return g.RawFileSystem.StatFs(c, in, out)
+}
+
 func (g *gate) Fsync(c <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	g.pass()
+	if s := g.pass(c); s != fuse.OK {
+		return s
+	}
 	return g.RawFileSystem.Fsync(c, in)
 }
 
 func (g *gate) Rename(c <-chan struct{}, in *fuse.RenameIn, old, name string) fuse.Status {
-	g.pass()
+	if s := g.pass(c); s != fuse.OK {
+		return s
+	}
 	return g.RawFileSystem.Rename(c, in, old, name)
 }
 
@@ -188,7 +238,8 @@ func hangingStore(t *testing.T, lab *harness.Lab) func() {
 	root, err := fs.NewLoopbackRoot(t.TempDir())
 	check(t, err)
 	zero := time.Duration(0)
-	theGate = &gate{RawFileSystem: fs.NewNodeFS(root, &fs.Options{EntryTimeout: &zero, AttrTimeout: &zero})}
+	theGate = &gate{open: make(chan struct{}), RawFileSystem: fs.NewNodeFS(root, &fs.Options{EntryTimeout: &zero, AttrTimeout: &zero})}
+	theGate.set(false)
 	var server *fuse.Server
 	check(t, lab.InMachine(func() error {
 		if err := os.MkdirAll(hangDir, 0o700); err != nil {

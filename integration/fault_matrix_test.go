@@ -68,6 +68,8 @@ type cell struct {
 	heal func(s *subject) error
 	// lossy: the newest checkpoint is not whole any more.
 	lossy bool
+	// useless: the newest checkpoint is of no use.
+	useless bool
 }
 
 // finding is one run of a cell.
@@ -123,11 +125,17 @@ func runCell(t *testing.T, lab *harness.Lab, f fault, p phase, c cell, n int) (a
 	for i := range n {
 		if s == nil || f.ends {
 			s = newSubject(t, lab, f.opts)
-			if err := s.ready(); err != nil {
+			// Twice: there is a checkpoint before the newest.
+			if err := errors.Join(s.ready(), s.ready()); err != nil {
 				t.Fatalf("run %d: make the service ready: %v", i, err)
 			}
 		}
 		found, err := s.suffer(p, c)
+		for tries := 0; errors.Is(err, errMissed) && tries < 10; tries++ {
+			if err = s.ready(); err == nil {
+				found, err = s.suffer(p, c)
+			}
+		}
 		if err != nil {
 			st, serr := s.api.Status(lab.Context())
 			t.Fatalf("run %d: %v\nstatus: %v %s\n%s", i, err, serr, st.Reason, historyText(st))
@@ -140,7 +148,11 @@ func runCell(t *testing.T, lab *harness.Lab, f fault, p phase, c cell, n int) (a
 			continue
 		}
 		// The next operations work.
-		if err := s.ready(); err != nil {
+		err = s.ready()
+		if err == nil && c.lossy {
+			err = s.ready() // now the one before is whole, too
+		}
+		if err != nil {
 			st, _ := s.api.Status(lab.Context())
 			t.Fatalf("run %d: after it: %v\n%s", i, err, historyText(st))
 		}
@@ -164,9 +176,10 @@ func (s *subject) ready() error {
 		return err
 	}
 	if st.State == api.Standby {
-		_, err := s.api.Restore(ctx, api.RestoreRequest{})
-		if err != nil && (s.saved == nil || s.lost) {
+		if s.lost {
 			_, err = s.api.Start(ctx, api.StartRequest{})
+		} else {
+			_, err = s.api.Restore(ctx, api.RestoreRequest{})
 		}
 		if err != nil {
 			return fmt.Errorf("bring the service back: %w", err)
@@ -182,8 +195,17 @@ func (s *subject) ready() error {
 	return nil
 }
 
+// errMissed: the fault came too late to be one.
+var errMissed = errors.New("the operation was over before the fault came")
+
 // suffer lives through a fault once.
-func (s *subject) suffer(p phase, c cell) (finding, error) {
+func (s *subject) suffer(p phase, c cell) (found finding, err error) {
+	healed := c.heal == nil
+	defer func() {
+		if !healed {
+			err = errors.Join(err, c.heal(s))
+		}
+	}()
 	ctx, cancel := context.WithTimeout(s.lab.Context(), time.Minute)
 	defer cancel()
 	if p == inRestore {
@@ -210,8 +232,9 @@ func (s *subject) suffer(p phase, c cell) (finding, error) {
 	if p == inRestore && len(seen) > 0 {
 		seen[0].at = began
 	}
-	found := finding{got, away(seen)}
-	if c.heal != nil {
+	found = finding{got, away(seen)}
+	if !healed {
+		healed = true
 		if err := c.heal(s); err != nil {
 			return found, fmt.Errorf("take the fault away: %w", err)
 		}
@@ -225,7 +248,7 @@ func (s *subject) suffer(p phase, c cell) (finding, error) {
 			return found, fmt.Errorf("it was %q and became %q, %v", got, again, err)
 		}
 	}
-	s.lost = c.lossy
+	s.lost = c.lossy || c.useless
 	return found, s.stored(c.lossy)
 }
 
@@ -244,16 +267,13 @@ func (s *subject) operate(ctx context.Context, p phase, c cell) error {
 	}()
 	if !c.first {
 		over := func() bool { return len(result) > 0 }
-		err := harness.WaitFor(ctx, "CRIU to be at work", func(context.Context) (bool, error) {
-			return s.atWork(p) || over(), nil
-		})
-		if err == nil && over() {
-			err = errors.Join(errors.New("the operation was over before the fault came"), <-result)
+		for !s.atWork(p) && !over() {
+			time.Sleep(time.Millisecond)
 		}
-		if err == nil {
-			err = c.inject(s)
+		if over() {
+			return errors.Join(errMissed, <-result)
 		}
-		if err != nil {
+		if err := c.inject(s); err != nil {
 			return fmt.Errorf("inject the fault: %w", err)
 		}
 	}

@@ -130,6 +130,7 @@ func (s *subject) follow(c *harness.Container) {
 				if exit, ok := v.(*eventstypes.TaskExit); err == nil && ok && exit.ContainerID == c.ID() && exit.ID == c.ID() {
 					s.mu.Lock()
 					s.exits++
+					s.t.Logf("containerd was told that the task has ended, with status %d", exit.ExitStatus)
 					s.mu.Unlock()
 				}
 			case <-errs:
@@ -255,7 +256,7 @@ func (s *subject) roots() []int {
 	}
 	var roots []int
 	for pid := range mine {
-		if !mine[parentOf(pid)] {
+		if parent := parentOf(pid); parent >= 0 && !mine[parent] {
 			roots = append(roots, pid)
 		}
 	}
@@ -263,8 +264,12 @@ func (s *subject) roots() []int {
 	return roots
 }
 
+// parentOf is -1 for one that is gone, or dead.
 func parentOf(pid int) int {
-	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil || strings.Contains(string(data), ") Z ") || strings.Contains(string(data), ") X ") {
+		return -1
+	}
 	_, rest, _ := strings.Cut(string(data), ") ")
 	var state string
 	parent := 0
@@ -383,8 +388,9 @@ func (s *subject) sound() error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.c.Exec(ctx, "true"); err != nil {
-		return fmt.Errorf("an exec: %w", err)
-	}
-	return nil
+	// A lost FastFreeze may be on its way back.
+	return harness.WaitFor(ctx, "an exec to work", func(context.Context) (bool, error) {
+		_, err := s.c.Exec(ctx, "true")
+		return err == nil, err
+	})
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
 	"github.com/fastmig/fastmig/runtime/fastfreeze"
@@ -27,8 +28,12 @@ const (
 	wholeGate = 1 << 30
 	// hookOutput bounds what is kept of a hook's output, in bytes.
 	hookOutput = 2048
+	// leaveTime is how long a checkpoint that CRIU has written has to end when its store does not answer.
+	leaveTime = 3 * time.Second
 	// tieTimeout bounds the wait for PID 1 to say that it heard.
 	tieTimeout = 5 * time.Second
+	// prepareTimeout bounds the wait for PID 1 to say that the service is gone.
+	prepareTimeout = 5 * time.Second
 )
 
 // body is the task as its service sees it.
@@ -68,7 +73,15 @@ func (b body) Launch(ctx context.Context, l service.Launch) (service.Running, er
 		defer done()
 		launch.Stdio = files
 	}
-	if _, err := engine.Launch(ctx, launch); err != nil {
+	bounded, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if l.Image != nil && l.Image.Watch != nil {
+		l.Image.Watch(bounded, cancel)
+	}
+	if _, err := engine.Launch(bounded, launch); err != nil {
+		if ctx.Err() == nil && bounded.Err() != nil {
+			err = context.Cause(bounded)
+		}
 		return none, err
 	}
 	exit := make(chan int, 1)
@@ -213,16 +226,56 @@ func (b body) Breathe(ctx context.Context, f func() error) (err error) {
 	return f()
 }
 
+func (b body) CheckPreserved(paths []string) error { return b.engine().CheckPreserved(paths) }
+
 func (b body) Dump(ctx context.Context, d service.Dump) (api.Checkpoint, error) {
+	bounded, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	stage := d.Stage
 	if stage == nil {
-		stage = func() (fastfreeze.Staging, error) { return b.store.Stage(ctx, d.URL) }
+		stage = func() (fastfreeze.Staging, error) {
+			st, err := b.store.Stage(ctx, d.URL)
+			if err != nil {
+				return nil, err
+			}
+			// CRIU and those who read what it wrote know no time limit.
+			st.Watch(bounded, cancel)
+			return st, nil
+		}
 	}
-	res, err := b.engine().Checkpoint(ctx, fastfreeze.CheckpointRequest{
-		Stage: stage, WorkDir: d.WorkDir, KeepTCP: d.KeepTCP, ExternalUnix: d.ExternalUnix, Progress: d.Progress,
-	})
-	if err != nil {
-		return api.Checkpoint{}, err
+	type result struct {
+		fastfreeze.CheckpointResult
+		err error
+	}
+	done, dumped := make(chan result, 1), make(chan struct{})
+	go func() {
+		r, err := b.engine().Checkpoint(bounded, fastfreeze.CheckpointRequest{
+			Dumped: func() { close(dumped) }, Stage: stage, WorkDir: d.WorkDir, KeepTCP: d.KeepTCP, ExternalUnix: d.ExternalUnix,
+			Preserve: d.Preserve, Progress: d.Progress, Note: d.Note,
+		})
+		done <- result{r, err}
+	}()
+	var res result
+	select {
+	case res = <-done:
+	case <-bounded.Done():
+		// CRIU is waited for: it leaves the container frozen.
+		select {
+		case res = <-done:
+		case <-dumped:
+			select {
+			case res = <-done:
+			case <-time.After(leaveTime):
+				// Whoever is left behind hangs in the store and touches nothing else.
+				res.err = context.Cause(bounded)
+			}
+		}
+	}
+	if res.err != nil {
+		if ctx.Err() == nil && bounded.Err() != nil {
+			res.err = context.Cause(bounded)
+		}
+		return api.Checkpoint{}, res.err
 	}
 	c := api.Checkpoint{CreatedAt: res.Manifest.CreatedAt, Bytes: res.Bytes, Digest: res.Manifest.Digest}
 	if d.Stage == nil {
@@ -244,6 +297,9 @@ func (b body) Open(ctx context.Context, u store.URL) (service.Image, error) {
 	}
 	image := imageOf(cp)
 	image.Info.URL, image.Note, image.Close = u.String(), opened.Note, func() { opened.Close() }
+	image.Watch = func(ctx context.Context, cancel context.CancelCauseFunc) {
+		b.store.Watch(ctx, u, opened.Checkpoint, cancel)
+	}
 	return *image, nil
 }
 
@@ -267,7 +323,29 @@ func (b body) EndService(ctx context.Context) error {
 			err = errors.Join(err, fmt.Errorf("thaw the container: %w", terr))
 		}
 	}
+	if err == nil {
+		go prepare(b.engine())
+	}
 	return err
+}
+
+// prepare makes the container ready for a quick restore, once PID 1 has told that the
+// service is gone. Where that fails, the restore does it by itself.
+func prepare(engine *fastfreeze.Engine) {
+	ctx, cancel := context.WithTimeout(context.Background(), prepareTimeout)
+	defer cancel()
+	for engine.AppPid() != 0 {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-engine.Gone():
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+	if err := engine.Prepare(ctx); err != nil && !errdefs.IsFailedPrecondition(err) {
+		log.L.WithError(err).Debug("prepare the container for a restore")
+	}
 }
 
 func keys(m map[int]string) func(func(int) bool) {

@@ -60,8 +60,11 @@ func (t *task) first(ctx context.Context, inc *incarnation) (err error) {
 	if err := t.wiring.connect(ctx, t.consoles, t.ns, t.id); err != nil {
 		return err
 	}
-	if !t.settings.asStock() {
+	switch {
+	case !t.settings.asStock():
 		t.init.keepOutputs()
+	case inc.engine != nil && t.init.streams != nil:
+		t.init.streams.KeepLogger()
 	}
 	if err := writePid(t.bundle, inc.proc.Pid); err != nil {
 		return err

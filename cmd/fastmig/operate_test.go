@@ -44,8 +44,8 @@ func TestOperations(t *testing.T) {
 			`POST /v1/checkpoint {"leave_running":true}`,
 			"default/web: checkpointed to node:web, 11.8 MiB, in 432 ms, the service was away for 210 ms; the service is running, pid 4711\n",
 		}, {
-			[]string{"checkpoint", "web", "--stop", "--image-url", "node:a,b", "--tcp", "keep"}, standby,
-			`POST /v1/checkpoint {"image_url":"node:a,b","leave_running":false,"tcp":"keep"}`,
+			[]string{"checkpoint", "web", "--stop", "--image-url", "node:a,b", "--tcp", "keep", "--preserve", "/a,b", "--preserve", "/c"}, standby,
+			`POST /v1/checkpoint {"image_url":"node:a,b","leave_running":false,"tcp":"keep","preserved_paths":["/a,b","/c"]}`,
 			"default/web: checkpointed to node:web, 11.8 MiB, in 1.3 s; the container is in standby\n",
 		}, {
 			[]string{"checkpoint", "--leave-running=false", "web", "--hook-before", "a 'b c'", "--hook-after", `d "e" \f`, "--hook-timeout", "90s"}, standby,

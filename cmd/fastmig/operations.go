@@ -29,11 +29,13 @@ backslashes, nothing else. A hook before the checkpoint that fails calls it off.
 
 Examples:
    sudo fastmig checkpoint web --image-url node:web
-   sudo fastmig checkpoint web --stop --hook-after '/bin/sh -c "drain && sync"'` + naming,
+   sudo fastmig checkpoint web --stop --hook-after '/bin/sh -c "drain && sync"'
+   sudo fastmig checkpoint web --preserve /var/lib/web --preserve /tmp/work` + naming,
 		Flags: operationFlags(
 			&cli.StringFlag{Name: "image-url", Usage: "write it to `URL` instead of the container's own"},
 			&cli.BoolFlag{Name: "leave-running", Usage: "let the service go on, which is the default", Value: true},
 			&cli.BoolFlag{Name: "stop", Usage: "end the service when its checkpoint is whole: --leave-running=false"},
+			&cli.StringSliceFlag{Name: "preserve", Usage: "take the files at `PATH` in the container along; may be repeated"},
 			&cli.StringFlag{Name: "tcp", Usage: "`WHAT` becomes of established TCP connections: close or keep; otherwise as annotated"},
 			hookFlag("hook-before", "before it"),
 			hookFlag("hook-after", "when the checkpoint is whole"),
@@ -54,7 +56,7 @@ Examples:
 			if err != nil {
 				return err
 			}
-			r := api.CheckpointRequest{ImageURL: cmd.String("image-url"), LeaveRunning: &leave, TCP: cmd.String("tcp")}
+			r := api.CheckpointRequest{ImageURL: cmd.String("image-url"), LeaveRunning: &leave, TCP: cmd.String("tcp"), PreservedPaths: cmd.StringSlice("preserve")}
 			if before != nil || after != nil || timeout != "" {
 				r.Hooks = &api.Hooks{BeforeCheckpoint: before, AfterCheckpoint: after, Timeout: timeout}
 			}

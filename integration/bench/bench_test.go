@@ -37,6 +37,7 @@ func TestParseRefuses(t *testing.T) {
 		{"-rounds 0", "-rounds"},
 		{"-rounds x", "-rounds"},
 		{"-memory-rounds 0", "-memory-rounds"},
+		{"-port-rounds 0", "-port-rounds"},
 		{"-memory 16,x", `"x"`},
 		{"-memory 0", `"0"`},
 		{"-idle 0s", "-idle"},
@@ -80,6 +81,10 @@ func TestResults(t *testing.T) {
 	three := r.row("  three", "ms")
 	r.row("three to one", "×").quotient(three, one)
 	r.row("nothing", "ms")
+	alone := r.row("alone", "ms")
+	alone.add(harness.Stock, 5)
+	r.row("alone to one", "×").quotient(alone, one)
+	r.figures = append(r.figures, figureFile{"figure.svg", chart{title: "a figure", unit: "ms"}})
 	for _, v := range []float64{1, 3} {
 		one.add(harness.FastMig, v)
 		one.add(harness.Stock, 2*v)
@@ -89,6 +94,9 @@ func TestResults(t *testing.T) {
 	r.finish()
 	if one.Ratio != 0.5 {
 		t.Errorf("the ratio is %v", one.Ratio)
+	}
+	if alone.Ratio != 0 || len(r.Sections[0].Rows[5].FastMig.Values) != 0 {
+		t.Errorf("a ratio to nothing is %v, a quotient %+v", alone.Ratio, r.Sections[0].Rows[5].FastMig)
 	}
 	folder := filepath.Join(t.TempDir(), "new")
 	if err := r.write(folder); err != nil {
@@ -109,10 +117,13 @@ func TestResults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{"| one | ms | 2.0 | 3.0 | 4.0 | 6.0 | 0.50× | ≤ 1.0× |", "| – three |", "| nothing | ms | – | – | – | – | – |  |"} {
+	for _, line := range []string{"| one | ms | 2.0 | 3.0 | 4.0 | 6.0 | 0.50× | ≤ 1.0× |", "| – three |", "| nothing | ms | – | – | – | – | – |  |", "![a figure](figure.svg)"} {
 		if !strings.Contains(string(page), strings.TrimSuffix(line, " |")) {
 			t.Errorf("no line %q in\n%s", line, page)
 		}
+	}
+	if figure, err := os.ReadFile(filepath.Join(folder, "figure.svg")); err != nil || !strings.HasPrefix(string(figure), "<svg") {
+		t.Errorf("the figure is %q, %v", figure, err)
 	}
 	var table strings.Builder
 	r.table(&table)

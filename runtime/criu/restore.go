@@ -111,6 +111,7 @@ func (t *Tool) Restore(ctx context.Context, o RestoreOptions) (_ RestoreResult, 
 	}
 	defer func() { err = errors.Join(err, shield.lower()) }()
 
+	s.started = shield.warm
 	mark := logEnd(o.Log)
 	var root *restored
 	out, err := s.run(ctx, &rpc.CriuReq{Type: ptr(rpc.CriuReqType_RESTORE), Opts: opts},
@@ -172,8 +173,6 @@ type restored struct {
 // step is what is done while CRIU waits.
 func (o RestoreOptions) step(criu int, shield *shield, root **restored, script string, pid int) (err error) {
 	switch script {
-	case "pre-restore":
-		shield.warm(criu)
 	case "post-restore":
 		if o.Pid != 0 && pid != o.Pid {
 			return fmt.Errorf("the checkpoint's root is process %d, not %d: %w", pid, o.Pid, errdefs.ErrInvalidArgument)

@@ -59,7 +59,7 @@ func raise(ctx context.Context, s Shield) (*shield, error) {
 
 // warm takes the time that the first move between cgroups needs, some milliseconds for a
 // grace period of the kernel's, out of the moment when the processes wait to run: it moves
-// CRIU to where it is already, while CRIU works.
+// CRIU to where it is already, while CRIU starts and works.
 func (s *shield) warm(criu int) {
 	if s.service == nil || s.warmed != nil {
 		return

@@ -101,6 +101,8 @@ type session struct {
 	mapped *os.File // the images' folder with mapped ids, or nil
 	// process is set before the conversation begins.
 	process *process
+	// started, if not nil, is called when CRIU has been executed, before the conversation.
+	started func(pid int)
 	// dying, if not nil, is called when CRIU was killed and still holds the processes.
 	dying func()
 }
@@ -252,6 +254,9 @@ func (s *session) run(ctx context.Context, req *rpc.CriuReq, notify func(string,
 	}
 	defer p.close()
 	s.process = p
+	if s.started != nil {
+		s.started(p.pid)
+	}
 	_ = s.theirs.Close()
 
 	var o outcome

@@ -50,7 +50,15 @@ type CheckpointRequest struct {
 	// ExternalUnix lets the application have unix sockets whose other end is
 	// outside; they are restored unconnected.
 	ExternalUnix bool
-	Progress     Progress
+	// Preserve are paths of the container, as preserve.Paths returns them, whose
+	// files go into the checkpoint.
+	Preserve []string
+	Progress Progress
+	// Dumped is called when CRIU has ended well, and the container is not touched any
+	// more; nil: nobody is.
+	Dumped func()
+	// Note is told what could not be preserved; nil: nobody is.
+	Note func(string)
 }
 
 // CheckpointResult is a checkpoint that was written.
@@ -127,6 +135,9 @@ func (e *Engine) checkpoint(ctx context.Context, req CheckpointRequest) (_ Check
 	if err != nil {
 		return CheckpointResult{}, err
 	}
+	if err := e.CheckPreserved(req.Preserve); err != nil {
+		return CheckpointResult{}, err
+	}
 	stage, err := req.Stage()
 	if err != nil {
 		return CheckpointResult{}, err
@@ -145,10 +156,17 @@ func (e *Engine) checkpoint(ctx context.Context, req CheckpointRequest) (_ Check
 	if life.clocks, err = e.dump(bounded, tool, req, life, stage.File()); err != nil {
 		return CheckpointResult{}, err
 	}
+	if req.Dumped != nil {
+		req.Dumped()
+	}
+	if err := e.pack(bounded, req, stage.File()); err != nil {
+		return CheckpointResult{}, err
+	}
 	m, err := e.describe(life, stage.File())
 	if err != nil {
 		return CheckpointResult{}, err
 	}
+	m.PreservedPaths = req.Preserve
 	return commit(bounded, stage, m, req.Progress)
 }
 

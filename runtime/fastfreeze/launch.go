@@ -174,6 +174,21 @@ func (e *Engine) nextPid(n int) error {
 	return criu.SetLastPid(ns, e.exe, n-1)
 }
 
+// LowPids lets what is put into the container from now on have the low pids, as
+// before its first application: a checkpoint that is restored next must find the
+// application's numbers free. That it is not possible is only logged.
+func (e *Engine) LowPids(ctx context.Context) {
+	if !e.cfg.OwnPids {
+		return
+	}
+	if err := e.nextPid(firstPid); err != nil {
+		log.G(ctx).WithError(err).WithField("id", e.cfg.ID).Warn("choose low pids")
+	}
+}
+
+// firstPid is the lowest pid that is not PID 1's.
+const firstPid = 2
+
 func (e *Engine) flags(l Launch) (f initproto.Flags) {
 	if l.Tied {
 		f |= initproto.Tied

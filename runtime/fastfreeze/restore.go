@@ -85,22 +85,31 @@ func FitCheckpoint(c *image.Checkpoint) (*Checkpoint, error) {
 	return &Checkpoint{c}, nil
 }
 
-// checkDestination refuses a container whose files are not those that the
-// application had open, or that gives fewer rights than the application had. The
-// result is what image.Confine's is.
-func (e *Engine) checkDestination(c *Checkpoint) (*os.File, error) {
+// checkDestination refuses a container that gives fewer rights than the application
+// had, or whose files, once it has the preserved ones, are not those that the
+// application had open. The result is what image.Confine's is.
+func (e *Engine) checkDestination(ctx context.Context, l Launch) (_ *os.File, err error) {
+	e.mu.Lock()
+	bounds := e.bounds
+	e.mu.Unlock()
+	filters, err := l.Checkpoint.Confine(bounds)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			filters.Close() // nil is refused without harm
+		}
+	}()
+	if err := e.unpack(ctx, l); err != nil {
+		return nil, err
+	}
 	root, err := os.Open(fmt.Sprintf("/proc/%d/root", e.pid))
 	if err != nil {
 		return nil, fmt.Errorf("open the container's root: %w", err)
 	}
 	defer root.Close()
-	if err := image.CheckFiles(root, c.Manifest.MappedFiles); err != nil {
-		return nil, err
-	}
-	e.mu.Lock()
-	bounds := e.bounds
-	e.mu.Unlock()
-	return c.Confine(bounds)
+	return filters, image.CheckFiles(root, l.Checkpoint.Manifest.MappedFiles)
 }
 
 // restore brings the application back below PID 1.
@@ -109,6 +118,7 @@ func (e *Engine) restore(ctx context.Context, l Launch, stdio [3]stream) (int, e
 	if err != nil {
 		// Its numbers are to be free for the next attempt.
 		e.awaitReaped(ctx)
+		e.LowPids(ctx)
 		return 0, fmt.Errorf("restore %s: %w", e.cfg.ID, err)
 	}
 	return pid, nil
@@ -119,7 +129,8 @@ func (e *Engine) restore(ctx context.Context, l Launch, stdio [3]stream) (int, e
 //  1. PID 1 learns which process will be its application;
 //  2. PID 1 and whatever else runs in the container are frozen, out of the
 //     cgroup that the processes will be in;
-//  3. nothing of the container can change any more: the checkpoint has to fit it;
+//  3. nothing of the container can change any more: it gets the files that the
+//     checkpoint preserves, and the checkpoint has to fit it;
 //  4. CRIU, in the container's cgroups and namespaces, makes the processes,
 //     with this container's stdio in place of the old;
 //  5. CRIU ends, which makes the root PID 1's child; all go on, and PID 1 is
@@ -150,7 +161,7 @@ func (e *Engine) restoreInto(ctx context.Context, l Launch, stdio [3]stream) (_ 
 	var filters *os.File
 	if err == nil {
 		defer guard.lower(ctx)
-		filters, err = e.checkDestination(l.Checkpoint)
+		filters, err = e.checkDestination(ctx, l)
 	}
 	if err == nil {
 		defer filters.Close() // nil is refused without harm

@@ -19,6 +19,7 @@ import (
 // private, which is empty and nobody else's, and verified there, so that what
 // was verified is what is used. The page files are verified where they are and
 // stay there (see Pages): they are the processes' memory and give no rights.
+// The archive of preserved files stays, too (see Preserved).
 // It blocks as Verify does.
 //
 // The result owns private and, instead of c, c's folder; its Close calls
@@ -60,10 +61,11 @@ func (m *Manifest) CopiedBytes() (n int64) {
 	return n
 }
 
-// staysInPlace tells whether the file is a page file. An empty one cannot be
-// mapped, as the others are, and costs nothing.
+// staysInPlace tells whether the file is a page file, or the archive of preserved
+// files, which whoever reads it does not trust. An empty page file cannot be mapped,
+// as the others are, and costs nothing.
 func staysInPlace(f File) bool {
-	return strings.HasPrefix(f.Name, "pages-") && strings.HasSuffix(f.Name, ".img") && f.Size > 0
+	return f.Name == PreservedName || strings.HasPrefix(f.Name, "pages-") && strings.HasSuffix(f.Name, ".img") && f.Size > 0
 }
 
 // copyFile copies a file and compares the copy to the manifest. It says what is

@@ -69,6 +69,9 @@ type Manifest struct {
 	CriuVersion  string      `json:"criuVersion"`
 	Clocks       Clocks      `json:"clocks"`
 	MappedFiles  []FileCheck `json:"mappedFiles,omitempty"`
+	// PreservedPaths are the container's, absolute and in order, whose files are in
+	// the checkpoint's PreservedName.
+	PreservedPaths []string `json:"preservedPaths,omitempty"`
 
 	// Files lists everything in the folder but the manifest, sorted by name.
 	// Commit fills it.
@@ -291,6 +294,16 @@ func (m *Manifest) validate() error {
 		}
 	}
 	last := ""
+	for _, p := range m.PreservedPaths {
+		if !path.IsAbs(p) || path.Clean(p) != p || strings.ContainsRune(p, 0) || p <= last {
+			return bad("preserved path %q is not absolute and clean, or out of order", p)
+		}
+		last = p
+	}
+	if archived := slices.ContainsFunc(m.Files, func(f File) bool { return f.Name == PreservedName }); archived != (len(m.PreservedPaths) > 0) {
+		return bad("%s without preserved paths, or the other way round", PreservedName)
+	}
+	last = ""
 	for _, f := range m.Files {
 		if err := checkName(f.Name); err != nil {
 			return bad("%v", err)
@@ -364,6 +377,10 @@ func (m *Manifest) mapStrings(f func(string) string) *Manifest {
 	c.MappedFiles = slices.Clone(m.MappedFiles)
 	for i, s := range c.MappedFiles {
 		c.MappedFiles[i].Path = f(s.Path)
+	}
+	c.PreservedPaths = slices.Clone(m.PreservedPaths)
+	for i, s := range c.PreservedPaths {
+		c.PreservedPaths[i] = f(s)
 	}
 	return &c
 }

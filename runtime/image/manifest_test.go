@@ -16,7 +16,8 @@ import (
 func encodedSample(t testing.TB) (*Manifest, []byte) {
 	t.Helper()
 	m := sampleManifest()
-	m.Files = []File{{Name: "inventory.img", Size: 12, SHA256: digest([]byte("a"))}, {Name: "pages-1.img", SHA256: digest(nil)}}
+	m.Files = []File{{Name: "inventory.img", Size: 12, SHA256: digest([]byte("a"))}, {Name: "pages-1.img", SHA256: digest(nil)}, {Name: "preserved.tar", SHA256: digest(nil)}}
+	m.PreservedPaths = []string{"/a", "/b/\xff"}
 	m.CreatedAt = time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("x", 3600))
 	m.complete()
 	text, err := m.encode()
@@ -109,6 +110,10 @@ func TestManifestRefused(t *testing.T) {
 		{"unknown stdio", `"kind": "tty"`, `"kind": "telex"`, errdefs.IsDataLoss, "unknown kind"},
 		{"unknown TCP mode", `"tcp": "close"`, `"tcp": "maybe"`, errdefs.IsDataLoss, "TCP mode"},
 		{"unknown state", `"running"`, `"flying"`, errdefs.IsDataLoss, "unknown state"},
+		{"preserved paths without files", `"preserved.tar"`, `"preserved.tax"`, errdefs.IsDataLoss, "preserved paths"},
+		{"relative preserved path", `"/a"`, `"a"`, errdefs.IsDataLoss, "preserved path"},
+		{"climbing preserved path", `"/a"`, `"/a/.."`, errdefs.IsDataLoss, "preserved path"},
+		{"preserved paths out of order", `"/a"`, `"/c"`, errdefs.IsDataLoss, "preserved path"},
 		{"pid 0", `"pid": 1000`, `"pid": 0`, errdefs.IsDataLoss, "pid 0"},
 		{"no CRIU version", `"criuVersion": "4.1.1"`, `"criuVersion": "new"`, errdefs.IsDataLoss, "no version of CRIU"},
 	} {

@@ -151,7 +151,11 @@ func excess(core *criucore.CoreEntry, allowed Rights) string {
 			}
 		}
 	}
-	// CRIU notes none where it sees no security module, as inside most containers.
+	// CRIU notes none where it sees no security module, as inside most containers; what
+	// it restores then has its own profile, which is the host's.
+	if allowed.LSM != "" && creds.GetLsmProfile() == "" {
+		return fmt.Sprintf("has no security profile, and would run without the container's %q", allowed.LSM)
+	}
 	for _, profile := range []string{creds.GetLsmProfile(), creds.GetLsmSockcreate()} {
 		if profile != "" && profile != allowed.LSM {
 			return fmt.Sprintf("has the security profile %q, and the container has %q", profile, allowed.LSM)

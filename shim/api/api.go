@@ -165,6 +165,9 @@ type CheckpointRequest struct {
 	Hooks        *Hooks `json:"hooks,omitempty"`
 	// TCP is close or keep; empty: as the container's annotation says.
 	TCP string `json:"tcp,omitempty"`
+	// PreservedPaths are absolute paths in the container whose files travel in the
+	// checkpoint, besides those that the run named.
+	PreservedPaths []string `json:"preserved_paths,omitempty"`
 }
 
 // RestoreRequest is the body of POST /v1/restore.
@@ -248,8 +251,8 @@ type Event struct {
 type Progress struct {
 	// Operation is checkpoint, restore, start, stop or recover.
 	Operation string `json:"operation"`
-	// Step is what is being done: hook, freeze, dump, digest, commit; verify, restore,
-	// resume.
+	// Step is what is being done: hook, freeze, dump, preserve, digest, commit; verify,
+	// preserve, restore, resume.
 	Step string `json:"step"`
 	// Bytes that the step has done, of Total; 0: not known.
 	Bytes int64 `json:"bytes"`

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
 	"net/http"
 	"runtime/debug"
@@ -144,20 +145,32 @@ func (c *call) body() ([]byte, error) {
 	if header != "" && kind != "application/json" && kind != "application/x-www-form-urlencoded" { // curl -d says the latter
 		return nil, errNotJSON
 	}
-	if c.r.ContentLength > maxBody {
-		return nil, errTooLarge
-	}
 	rc := http.NewResponseController(c.w)
 	// A slow client does not hold up the end of the server.
 	stop := context.AfterFunc(c.r.Context(), func() { rc.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
+	if c.r.ContentLength > maxBody {
+		c.drain()
+		return nil, errTooLarge
+	}
 	body, err := readBody(http.MaxBytesReader(c.w, c.r.Body, maxBody+1))
 	if err != nil {
+		if errors.Is(err, errTooLarge) {
+			c.drain()
+		}
 		return nil, err
 	}
 	// From here on net/http reads on to see the client go, which may take any time.
 	stop()
 	return body, rc.SetReadDeadline(time.Time{})
+}
+
+// drain throws away what the client still sends, within bounds: to most clients an answer
+// to what they have not sent yet is a broken connection. One that asks first is told.
+func (c *call) drain() {
+	if c.r.Header.Get("Expect") == "" {
+		io.CopyN(io.Discard, c.r.Body, maxDrain) // an error: the client has gone, or the time is up
+	}
 }
 
 // fail answers with an error.
@@ -199,7 +212,7 @@ func (c *call) failWith(status int, err error) {
 func publishedStatus(err error) int {
 	for _, kind := range []error{
 		errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrNotFound,
-		errdefs.ErrAlreadyExists, errdefs.ErrNotImplemented, errForeign,
+		errdefs.ErrAlreadyExists, errdefs.ErrNotImplemented, errdefs.ErrPermissionDenied,
 	} {
 		if errors.Is(err, kind) {
 			return http.StatusBadRequest

@@ -20,6 +20,9 @@ import (
 // maxBody bounds a request's body.
 const maxBody = 1 << 20
 
+// maxDrain bounds what is read of a larger one for its client's sake.
+const maxDrain = 8 << 20
+
 // decode reads a body into v, a pointer to a struct of package api. It takes less than
 // encoding/json does: names in their exact spelling, each once, and null only for what
 // may be absent. An empty body is {}. Its errors are ErrInvalidArgument and name the

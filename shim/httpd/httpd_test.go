@@ -263,7 +263,7 @@ func TestErrors(t *testing.T) {
 		{errdefs.ErrDataLoss, 500, 422, "data_loss"},
 		{errdefs.ErrUnavailable, 500, 503, "unavailable"},
 		{errdefs.ErrResourceExhausted, 500, 507, "resource_exhausted"},
-		{errdefs.ErrPermissionDenied, 500, 403, "permission_denied"},
+		{errdefs.ErrPermissionDenied, 400, 403, "permission_denied"},
 		{context.DeadlineExceeded, 500, 504, "deadline_exceeded"},
 		{errors.New("boom"), 500, 500, "internal"},
 	} {

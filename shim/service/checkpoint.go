@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/fastmig/fastmig/runtime/preserve"
 	"github.com/fastmig/fastmig/shim/api"
 )
 
@@ -46,6 +48,9 @@ func (s *Service) Checkpoint(ctx context.Context, r api.CheckpointRequest) (res 
 		c.dump.KeepTCP = true
 	default:
 		return res, fmt.Errorf("checkpoint: tcp %q: known values are close and keep: %w", r.TCP, errdefs.ErrInvalidArgument)
+	}
+	if c.dump.Preserve, err = preserve.Paths(r.PreservedPaths); err != nil {
+		return res, fmt.Errorf("checkpoint: %w", err)
 	}
 	if r.LeaveRunning != nil && !*r.LeaveRunning {
 		c.end = endService
@@ -103,6 +108,9 @@ func (s *Service) save(ctx context.Context, o *operation, c checkpoint) (err err
 	} else {
 		err = hook()
 	}
+	if err == nil {
+		c.dump.Preserve, err = s.preserves(c.dump.Preserve)
+	}
 	if err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
@@ -148,6 +156,7 @@ func (s *Service) save(ctx context.Context, o *operation, c checkpoint) (err err
 	set := s.settings()
 	c.dump.KeepTCP = c.dump.KeepTCP || set.KeepTCP
 	c.dump.Progress = o.progress
+	c.dump.Note = func(text string) { o.note("%s", text) }
 	saved, err := s.body.Dump(ctx, c.dump)
 	if err != nil {
 		if terr := thaw(); terr != nil {
@@ -177,6 +186,19 @@ func (s *Service) save(ctx context.Context, o *operation, c checkpoint) (err err
 		return fmt.Errorf("the checkpoint is saved, but its service could not be ended: %w", err)
 	}
 	return nil
+}
+
+// preserves adds the run's paths to those of a checkpoint, and looks for them while
+// nothing is frozen yet.
+func (s *Service) preserves(more []string) ([]string, error) {
+	s.mu.Lock()
+	all := append(slices.Clone(s.preserved), more...)
+	s.mu.Unlock()
+	all, err := preserve.Paths(all)
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	return all, s.body.CheckPreserved(all)
 }
 
 // whileThawed does what PID 1 must hear, also in a container that the client has

@@ -42,6 +42,8 @@ type fake struct {
 	calls    []string
 	execs    []string
 	problems []string
+	// preserved are the paths of the last dump.
+	preserved []string
 }
 
 // app is one life of the application.

@@ -5,6 +5,7 @@ package service
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -156,11 +157,28 @@ func (f *fake) Breathe(ctx context.Context, do func() error) error {
 	return err
 }
 
+func (f *fake) CheckPreserved(paths []string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.frozen {
+		f.problems = append(f.problems, "preserved paths are looked for in a frozen container")
+	}
+	for _, p := range paths {
+		if strings.HasPrefix(p, "/missing") {
+			return fmt.Errorf("%s is not there: %w", p, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
+}
+
 func (f *fake) Dump(ctx context.Context, d Dump) (api.Checkpoint, error) {
 	f.mu.Lock()
 	if !f.frozen {
 		f.problems = append(f.problems, "dump of what is not frozen")
 	}
+	f.mu.Unlock()
+	f.mu.Lock()
+	f.preserved = d.Preserve
 	f.mu.Unlock()
 	d.Progress("dump", 0, 100)
 	if err := f.work(ctx, "Dump", true); err != nil {

@@ -104,9 +104,9 @@ func (s *Service) request(ctx context.Context, name string, l launch) (res api.R
 	if err := s.body.Ready(); err != nil {
 		return res, fmt.Errorf("%s: %w", name, err)
 	}
-	// A checkpoint that is not there changes nothing.
+	// A checkpoint that is not there changes nothing, nor does what is none.
 	if l.url != nil && !l.fresh {
-		if _, err := s.body.Stat(ctx, *l.url); errdefs.IsNotFound(err) {
+		if _, err := s.body.Stat(ctx, *l.url); errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
 			return res, fmt.Errorf("restore %s: %w", l.url, err)
 		}
 	}

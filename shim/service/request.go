@@ -5,11 +5,13 @@ package service
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/kballard/go-shellquote"
 
+	"github.com/fastmig/fastmig/runtime/preserve"
 	"github.com/fastmig/fastmig/runtime/store"
 	"github.com/fastmig/fastmig/shim/api"
 )
@@ -18,7 +20,11 @@ import (
 // if its checkpoint exists, else started from scratch. network says that the
 // request came by the container's own network.
 func (s *Service) Run(ctx context.Context, r api.Run, network bool) (res api.Result, err error) {
-	if err := unsupported(r.PassphraseFile, r.PreservedPaths); err != nil {
+	if err := unsupported(r.PassphraseFile); err != nil {
+		return res, fmt.Errorf("run: %w", err)
+	}
+	paths, err := preserve.Paths(list(r.PreservedPaths))
+	if err != nil {
 		return res, fmt.Errorf("run: %w", err)
 	}
 	l := launch{cause: "run was requested", fresh: true, damaged: r.AllowBadImage, leaveStopped: r.LeaveStopped, env: r.Envs}
@@ -54,6 +60,9 @@ func (s *Service) Run(ctx context.Context, r api.Run, network bool) (res api.Res
 	if res, err = s.request(ctx, name, l); err != nil {
 		return res, err
 	}
+	s.mu.Lock()
+	s.preserved = paths
+	s.mu.Unlock()
 	if u.Scheme != "" {
 		// What is saved later goes there, unless it says otherwise.
 		s.mu.Lock()
@@ -65,14 +74,14 @@ func (s *Service) Run(ctx context.Context, r api.Run, network bool) (res api.Res
 
 // CheckpointRun is POST /checkpoint as FastMig's daemon published it.
 func (s *Service) CheckpointRun(ctx context.Context, r api.CheckpointRun, network bool) (res api.Result, err error) {
-	if err := unsupported(r.PassphraseFile, r.PreservedPaths); err != nil {
+	if err := unsupported(r.PassphraseFile); err != nil {
 		return res, fmt.Errorf("checkpoint: %w", err)
 	}
 	u, err := s.published(r.ImageURL, network)
 	if err != nil {
 		return res, fmt.Errorf("checkpoint: %w", err)
 	}
-	return s.Checkpoint(ctx, api.CheckpointRequest{ImageURL: u.String(), LeaveRunning: &r.LeaveRunning})
+	return s.Checkpoint(ctx, api.CheckpointRequest{ImageURL: u.String(), LeaveRunning: &r.LeaveRunning, PreservedPaths: list(r.PreservedPaths)})
 }
 
 // published reads an image URL of a published request. By the container's network
@@ -91,14 +100,16 @@ func (s *Service) published(asked string, network bool) (store.URL, error) {
 
 // unsupported refuses what a checkpoint does not have; to take it silently would
 // promise it.
-func unsupported(passphrase, preserved string) error {
+func unsupported(passphrase string) error {
 	if passphrase != "" {
 		return fmt.Errorf("passphrase_file: checkpoints are not encrypted: leave it out, and put the checkpoint onto an encrypted file system: %w", errdefs.ErrNotImplemented)
 	}
-	if preserved != "" {
-		return fmt.Errorf("preserved_paths: files do not travel in a checkpoint of a service: leave it out, and keep them on a volume: %w", errdefs.ErrNotImplemented)
-	}
 	return nil
+}
+
+// list splits paths between colons.
+func list(paths string) []string {
+	return slices.DeleteFunc(strings.Split(paths, ":"), func(p string) bool { return p == "" })
 }
 
 // Words splits a command as a shell would, without expanding anything.

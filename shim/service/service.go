@@ -50,6 +50,8 @@ type Body interface {
 	Freeze(ctx context.Context) (thaw func() error, err error)
 	// Breathe thaws a paused container for as long as f takes.
 	Breathe(ctx context.Context, f func() error) error
+	// CheckPreserved refuses paths in the container that cannot be preserved.
+	CheckPreserved(paths []string) error
 	// Dump writes a checkpoint of the frozen application.
 	Dump(ctx context.Context, d Dump) (api.Checkpoint, error)
 	// Open finds the newest whole checkpoint at a URL, and verifies it.
@@ -102,7 +104,11 @@ type Dump struct {
 	// WorkDir takes CRIU's log; "": the container's own place.
 	WorkDir               string
 	KeepTCP, ExternalUnix bool
-	Progress              fastfreeze.Progress
+	// Preserve are paths in the container whose files travel in it.
+	Preserve []string
+	Progress fastfreeze.Progress
+	// Note is told what could not be preserved.
+	Note func(string)
 }
 
 // Image is a checkpoint that was found whole.
@@ -111,6 +117,9 @@ type Image struct {
 	Info api.Checkpoint
 	// Note says why a newer one was passed over.
 	Note string
+	// Watch cancels what is restored from it when its store does not answer; nil:
+	// there is no store.
+	Watch func(context.Context, context.CancelCauseFunc)
 	// Close gives it up.
 	Close func()
 }
@@ -174,13 +183,15 @@ type Service struct {
 	interval    chan time.Duration
 	periodic    sync.Once
 
-	mu      sync.Mutex // of what follows; inside it no other lock is taken
-	set     Settings
-	backoff *policy.Backoff
-	life    *life
-	ending  bool            // a client ends the container
-	saved   *api.Checkpoint // the last whole one of this service
-	status  counters
+	mu  sync.Mutex // of what follows; inside it no other lock is taken
+	set Settings
+	// preserved are the paths that the last run named for its checkpoints.
+	preserved []string
+	backoff   *policy.Backoff
+	life      *life
+	ending    bool            // a client ends the container
+	saved     *api.Checkpoint // the last whole one of this service
+	status    counters
 	// lives ends when the container is to end, or has: PID 1 is not brought back then.
 	lives  context.Context
 	giveUp context.CancelFunc

@@ -159,14 +159,14 @@ func TestBadInput(t *testing.T) {
 			}
 		})
 	}
-	for name, run := range map[string]api.Run{"passphrase": {PassphraseFile: "/p"}, "paths": {PreservedPaths: "/a"}} {
+	for name, run := range map[string]api.Run{"passphrase": {PassphraseFile: "/p"}} {
 		u := usual()
 		u.cold = true
 		in(t, u, func(t *testing.T, r *rig) {
 			if _, err := r.Run(ctx, run, false); !errdefs.IsNotImplemented(err) {
 				t.Errorf("%s: %v", name, err)
 			}
-			c := api.CheckpointRun{PassphraseFile: run.PassphraseFile, PreservedPaths: run.PreservedPaths}
+			c := api.CheckpointRun{PassphraseFile: run.PassphraseFile}
 			if _, err := r.CheckpointRun(ctx, c, false); !errdefs.IsNotImplemented(err) {
 				t.Errorf("%s: %v", name, err)
 			}

@@ -32,6 +32,17 @@ func (s *Streams) Keep() {
 	}
 }
 
+// KeepLogger is Keep for a logging program alone: whatever ends, it reads on until the
+// container ends. Some, such as nerdctl's, do not end at the end of their input, and
+// cannot be started a second time beside that.
+func (s *Streams) KeepLogger() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.loggers); n > 0 && !s.closed {
+		s.loggers[n-1].hold()
+	}
+}
+
 // End takes Keep back: there will be no other life, and the client is to see
 // the end of the output as soon as all of it has been taken. To be called when
 // the container has ended, before its client waits for its output's end.

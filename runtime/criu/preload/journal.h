@@ -6,8 +6,10 @@
 #ifndef FASTMIG_JOURNAL_H
 #define FASTMIG_JOURNAL_H
 
+#include <dlfcn.h>
 #include <elf.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <string.h>
@@ -40,6 +42,7 @@ static size_t journal_size, journal_used; // in entries
 
 static void open_journal(int fd)
 {
+	const struct sigaction unheard = { .sa_handler = SIG_DFL };
 	struct stat st;
 	size_t bytes;
 	void *p;
@@ -53,6 +56,25 @@ static void open_journal(int fd)
 		return;
 	journal = p;
 	journal_size = bytes / sizeof(struct undo);
+	sigaction(SIGCHLD, &unheard, NULL);
+}
+
+// A dump with a journal is traced (watch.go), and every signal stops it then, even one that it
+// takes no notice of: some ten a process that it dumps. So the kernel is told that nobody hears
+// of its tracees' stops, but where CRIU has a handler for them. wait4 tells of them all the same.
+int sigaction(int signal, const struct sigaction *act, struct sigaction *old)
+{
+	static int (*next)(int, const struct sigaction *, struct sigaction *);
+	struct sigaction quiet;
+
+	if (!next)
+		next = (int (*)(int, const struct sigaction *, struct sigaction *))dlsym(RTLD_NEXT, "sigaction");
+	if (journal && signal == SIGCHLD && act && act->sa_handler == SIG_DFL) {
+		quiet = *act;
+		quiet.sa_flags |= SA_NOCLDSTOP;
+		act = &quiet;
+	}
+	return next(signal, act, old);
 }
 
 // How far noted looks back. What it misses is noted twice; the older entry counts.
