@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -276,7 +277,7 @@ func (s *subject) afterlife() error {
 	defer cancel()
 	err := harness.WaitFor(ctx, "nothing of the container to run", func(context.Context) (bool, error) {
 		pids := s.pids()
-		return len(pids) == 0 && criuOf(s.shim) == 0, fmt.Errorf("%v", pids)
+		return len(pids) == 0, fmt.Errorf("%s", describe(pids))
 	})
 	if err != nil {
 		return err
@@ -298,4 +299,17 @@ func (s *subject) afterlife() error {
 		return fmt.Errorf("the service was not restored on: it is %v, and was %v", is[0], was[0])
 	}
 	return heir.c.Remove(ctx)
+}
+
+// describe tells what processes are and do.
+func describe(pids []int) string {
+	var all []string
+	for _, pid := range pids {
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		head, _, _ := strings.Cut(string(status), "TracerPid")
+		group, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		all = append(all, fmt.Sprintf("%d %q %q %q", pid, line, head, group))
+	}
+	return strings.Join(all, "\n")
 }

@@ -236,7 +236,7 @@ func testCommandInterrupted(t *testing.T, lab *harness.Lab) {
 	for _, stop := range []string{"--leave-running", "--stop"} {
 		term := onTerminal(t, lab, "checkpoint", c.ID(), "--image-url", url, stop)
 		lab.WaitFor("the dump to have written some processes", func(context.Context) (bool, error) {
-			found, _ := filepath.Glob(filepath.Join(nodeCheckpoints(lab), ".*", "core-*.img"))
+			found, _ := filepath.Glob(filepath.Join(nodeCheckpoints(lab), ".*.new-*", "core-*.img"))
 			return len(found) > 10, nil
 		})
 		_, err := term.keys.Write([]byte{3})

@@ -149,9 +149,9 @@ func TestServiceMetrics(t *testing.T) {
 		}
 		return found
 	}
-	equal(t, "the checkpoints", find("fastmig_operations_total", "operation", "checkpoint", "result", "ok").GetCounter().GetValue(), 2)
-	equal(t, "the restores", find("fastmig_operations_total", "operation", "restore", "result", "ok").GetCounter().GetValue(), 1)
-	equal(t, "the failed restores", find("fastmig_operations_total", "operation", "restore", "result", "error").GetCounter().GetValue(), 1)
+	equal(t, "the checkpoints", find("fastmig_operations_total", "operation", "checkpoint", "outcome", "success").GetCounter().GetValue(), 2)
+	equal(t, "the restores", find("fastmig_operations_total", "operation", "restore", "outcome", "success").GetCounter().GetValue(), 1)
+	equal(t, "the refused restores", find("fastmig_operations_total", "operation", "restore", "outcome", "refused").GetCounter().GetValue(), 1)
 	equal(t, "the durations of checkpoints", find("fastmig_operation_duration_seconds", "operation", "checkpoint").GetHistogram().GetSampleCount(), 2)
 	bytes := find("fastmig_checkpoint_bytes_total").GetCounter().GetValue()
 	equal(t, "the bytes", int64(bytes), first.Checkpoint.Bytes+second.Checkpoint.Bytes)

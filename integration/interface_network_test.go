@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -171,14 +170,19 @@ func TestSocket(t *testing.T) {
 	// A killed shim cannot tidy up, so containerd has it done.
 	c = lab.MustRun(annotated(tickOptions(), "http", ":7878", "image-url", nodeURL()))
 	saveTo(t, lab, c, serviceOf(t, lab, c).ImageURL, true)
-	shim := shimOf(lab, t, c)
-	check(t, unix.Kill(shim, unix.SIGKILL))
-	lab.WaitFor("containerd to see it", func(ctx context.Context) (bool, error) {
-		s, err := c.Task.Status(ctx)
-		return errdefs.IsNotFound(err) || err == nil && s.Status == containerd.Stopped, err
+	check(t, unix.Kill(shimOf(lab, t, c), unix.SIGKILL))
+	lab.WaitFor("containerd to have cleaned up", func(ctx context.Context) (bool, error) {
+		_, err := c.Container.Task(ctx, nil)
+		return errdefs.IsNotFound(err), err
 	})
-	mustRemove(lab, t, c)
 	leftInterfaces(t, lab)
+	// There is no task any more, only what the client has of it.
+	c.Stdin.Close()
+	c.Task.IO().Cancel()
+	c.Task.IO().Wait()
+	check(t, c.Task.IO().Close())
+	c.Task = nil
+	mustRemove(lab, t, c)
 	// Its name can be used again.
 	opts := standby(tickOptions())
 	opts.ID = c.ID()

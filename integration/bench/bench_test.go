@@ -16,7 +16,7 @@ import (
 func TestParse(t *testing.T) {
 	var out strings.Builder
 	cfg, err := parse(nil, &out)
-	if err != nil || cfg.rounds != 30 || cfg.idle != time.Minute || len(cfg.sections) != len(sections) || len(cfg.memory) != 3 {
+	if err != nil || cfg.rounds != 20 || cfg.idle != time.Minute || len(cfg.sections) != len(sections) || len(cfg.memory) != 3 {
 		t.Errorf("without flags: %+v, %v", cfg, err)
 	}
 	if !strings.HasSuffix(cfg.out, "integration/bench/results") {

@@ -14,7 +14,7 @@ import (
 )
 
 // loadRounds of a second each are run for each load.
-const loadRounds = 5
+const loadRounds = 3
 
 // loads are what runs as fast as the machine lets it.
 var loads = []struct {

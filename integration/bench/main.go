@@ -62,6 +62,9 @@ type config struct {
 	out          string // empty: write no files
 }
 
+// serviceRounds are those of measurements that wait between their steps.
+func (c config) serviceRounds() int { return min(c.rounds, 15) }
+
 func main() {
 	cfg, err := parse(os.Args[1:], os.Stderr)
 	switch {
@@ -92,7 +95,7 @@ func parse(args []string, w io.Writer) (config, error) {
 		results = "integration/bench/results"
 	)
 	fs.SetOutput(w)
-	fs.IntVar(&cfg.rounds, "rounds", 30, "`rounds` of each measurement (-quick: 3)")
+	fs.IntVar(&cfg.rounds, "rounds", 20, "`rounds` of each measurement, at most 15 of the FastMig interface's (-quick: 3)")
 	fs.IntVar(&cfg.memoryRounds, "memory-rounds", 5, "`rounds` of the sections memory and recovery (-quick: 1)")
 	fs.IntVar(&cfg.portRounds, "port-rounds", 3, "`rounds` of the cold restores of the section ports (-quick: 1)")
 	fs.DurationVar(&cfg.idle, "idle", time.Minute, "how long the section idle watches (-quick: 5s)")

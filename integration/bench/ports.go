@@ -20,8 +20,9 @@ var publishedPorts = []int{0, 10, 50}
 // portsURL is where the checkpoint of the service with ports is.
 const portsURL = "node:ports"
 
-// firstPort is the machine's port of the first published one.
-const firstPort = 20000
+// firstPort is the machine's port of the first published one of so many: each number
+// has ports of its own.
+func firstPort(ports int) int { return 20000 + 100*ports }
 
 // ports measures how the number of published ports tells on a restore into a new
 // container, and on one into a container that is there.
@@ -32,37 +33,46 @@ func (b *bench) ports(ctx context.Context) error {
 	}
 	defer func() { _, _ = b.node.Nerdctl(context.WithoutCancel(ctx), "rm", "-f", portSource) }()
 	figure := chart{
-		title: "Restore of a small service, by published ports (medians)", unit: "ms", groups: nil,
+		title: "Restore of a small service, by published ports (medians)", unit: "ms",
 		series: []string{"stock shim, new container", "FastMig, new container", "FastMig, standby container"},
 	}
-	var first *row
+	var all []portRows
 	for _, n := range publishedPorts {
-		cold := b.results.row(fmt.Sprintf("%d ports, cold", n), "ms")
-		warm := b.results.row(fmt.Sprintf("%d ports, warm: request → answer", n), "ms")
-		life := b.results.row("  request → the service answers", "ms")
+		rows := portRows{
+			ports: n,
+			cold:  b.results.row(fmt.Sprintf("%d ports, cold", n), "ms"),
+			warm:  b.results.row(fmt.Sprintf("%d ports, warm: request → answer", n), "ms"),
+			life:  b.results.row("  request → the service answers", "ms"),
+		}
+		all = append(all, rows)
 		err := b.alternate(ctx, fmt.Sprintf("%d published ports", n), b.cfg.portRounds, func(ctx context.Context, r harness.Runtime) (values, error) {
 			took, err := b.coldWithPorts(ctx, r, n)
-			return values{cold: took}, err
+			return values{rows.cold: took}, err
 		})
 		if err != nil {
 			return err
 		}
-		if err := b.warmWithPorts(ctx, n, warm, life); err != nil {
-			return err
-		}
-		if first == nil {
-			first = warm
-		}
+	}
+	if err := b.warmWithPorts(ctx, all); err != nil {
+		return err
+	}
+	for _, rows := range all {
 		figure.groups = append(figure.groups, group{
-			name:   fmt.Sprintf("%d ports", n),
-			values: []float64{medianOf(cold.Stock.Values), medianOf(cold.FastMig.Values), medianOf(warm.FastMig.Values)},
+			name:   fmt.Sprintf("%d ports", rows.ports),
+			values: []float64{medianOf(rows.cold.Stock.Values), medianOf(rows.cold.FastMig.Values), medianOf(rows.warm.FastMig.Values)},
 		})
 	}
-	last := b.results.Sections[len(b.results.Sections)-1].Rows
-	b.results.row("most ports to none, warm", "×").goal("FastMig ≈ 1×").quotient(last[len(last)-2], first)
-	b.results.row("most ports to none, cold", "×").quotient(last[len(last)-3], last[0])
+	first, last := all[0], all[len(all)-1]
+	b.results.row("most ports to none, warm", "×").goal("FastMig ≈ 1×").quotient(last.warm, first.warm)
+	b.results.row("most ports to none, cold", "×").quotient(last.cold, first.cold)
 	b.results.figures = append(b.results.figures, figureFile{"ports.svg", figure})
 	return nil
+}
+
+// portRows are those of one number of ports.
+type portRows struct {
+	ports            int
+	cold, warm, life *row
 }
 
 // portSource is the stock container whose checkpoint is restored.
@@ -111,7 +121,7 @@ func (b *bench) withPorts(command string, r harness.Runtime, ports int, annotati
 		all = append(all, "--annotation", k+"="+v)
 	}
 	for i := range ports {
-		all = append(all, "-p", fmt.Sprintf("127.0.0.1:%d:%d", firstPort+i, servicePort+i))
+		all = append(all, "-p", fmt.Sprintf("127.0.0.1:%d:%d", firstPort(ports)+i, servicePort+i))
 	}
 	return append(all, images.Busybox.Ref(), "httpd", "-f", "-p", strconv.Itoa(servicePort), "-h", "/bin")
 }
@@ -140,42 +150,52 @@ func (b *bench) coldWithPorts(ctx context.Context, r harness.Runtime, ports int)
 	return took, b.answersAt(ctx, strings.TrimSpace(id), ports)
 }
 
-// warmWithPorts restores into a container that is there, again and again.
-func (b *bench) warmWithPorts(ctx context.Context, ports int, warm, life *row) (err error) {
-	name := harness.NewID("ports")
-	id, err := b.node.Nerdctl(ctx, b.withPorts("run", harness.FastMig, ports, map[string]string{
-		"io.fastmig.startup": api.StartStandby, "io.fastmig.on-exit": "default",
-	}, "-d", "--name", name)...)
-	if err != nil {
-		return err
-	}
+// warmWithPorts restores into containers that are there, by turns, again and again.
+func (b *bench) warmWithPorts(ctx context.Context, all []portRows) (err error) {
+	var ids, addresses []string
 	defer func() {
-		_, rerr := b.node.Nerdctl(context.WithoutCancel(ctx), "rm", "-f", name)
-		err = errors.Join(err, rerr)
-	}()
-	id = strings.TrimSpace(id)
-	address, err := b.addressOf(ctx, id, ports)
-	if err != nil {
-		return err
-	}
-	for round := range warmUp + b.cfg.rounds {
-		if err := rest(ctx); err != nil {
-			return err
+		for _, id := range ids {
+			_, rerr := b.node.Nerdctl(context.WithoutCancel(ctx), "rm", "-f", id)
+			err = errors.Join(err, rerr)
 		}
-		answer, answered, err := b.httpAsker(address).timed(ctx, func() error {
-			return b.call(ctx, id, "/run", api.Run{ImageURL: portsURL}, nil)
-		})
+	}()
+	for _, rows := range all {
+		id, err := b.node.Nerdctl(ctx, b.withPorts("run", harness.FastMig, rows.ports, map[string]string{
+			"io.fastmig.startup": api.StartStandby, "io.fastmig.on-exit": "default",
+		}, "-d")...)
 		if err != nil {
 			return err
 		}
-		if round >= warmUp {
-			warm.add(harness.FastMig, milliseconds(answer))
-			life.add(harness.FastMig, milliseconds(answered))
-		}
-		if err := b.call(ctx, id, "/v1/standby", api.StopRequest{}, nil); err != nil {
+		id = strings.TrimSpace(id)
+		ids = append(ids, id)
+		address, err := b.addressOf(ctx, id, rows.ports)
+		if err != nil {
 			return err
 		}
+		addresses = append(addresses, address)
 	}
+	fmt.Fprint(b.progress, "warm restores with ports ...")
+	for round := range warmUp + b.cfg.serviceRounds() {
+		for i, rows := range all {
+			if err := rest(ctx); err != nil {
+				return err
+			}
+			answer, answered, err := b.httpAsker(addresses[i]).timed(ctx, func() error {
+				return b.call(ctx, ids[i], "/run", api.Run{ImageURL: portsURL}, nil)
+			})
+			if err != nil {
+				return err
+			}
+			if round >= warmUp {
+				rows.warm.add(harness.FastMig, milliseconds(answer))
+				rows.life.add(harness.FastMig, milliseconds(answered))
+			}
+			if err := b.call(ctx, ids[i], "/v1/standby", api.StopRequest{}, nil); err != nil {
+				return err
+			}
+		}
+	}
+	fmt.Fprintln(b.progress, " done")
 	return nil
 }
 
@@ -183,7 +203,7 @@ func (b *bench) warmWithPorts(ctx context.Context, ports int, warm, life *row) (
 // container's own address.
 func (b *bench) addressOf(ctx context.Context, id string, ports int) (string, error) {
 	if ports > 0 {
-		return fmt.Sprintf("127.0.0.1:%d", firstPort), nil
+		return fmt.Sprintf("127.0.0.1:%d", firstPort(ports)), nil
 	}
 	out, err := b.node.Nerdctl(ctx, "inspect", id)
 	if err != nil {

@@ -36,7 +36,7 @@ func (b *bench) warm(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.alternate(ctx, "warm and cold restore", b.cfg.rounds, func(ctx context.Context, r harness.Runtime) (_ values, err error) {
+	return b.alternate(ctx, "warm and cold restore", b.cfg.serviceRounds(), func(ctx context.Context, r harness.Runtime) (_ values, err error) {
 		if err := a.silent(); err != nil {
 			return nil, err
 		}
@@ -173,7 +173,7 @@ func (b *bench) operations(ctx context.Context) error {
 	)
 	a := b.httpAsker(serviceAddress)
 	dir := filepath.Join(b.scratch, "operations")
-	return b.alternate(ctx, "operations", b.cfg.rounds, func(ctx context.Context, r harness.Runtime) (_ values, err error) {
+	return b.alternate(ctx, "operations", b.cfg.serviceRounds(), func(ctx context.Context, r harness.Runtime) (_ values, err error) {
 		v := values{}
 		if !r.IsFastMig() {
 			return v, b.stockOperations(ctx, a, dir, v, leave, stop, start, first)

@@ -121,6 +121,9 @@ type Ended struct {
 // Wait blocks until the process has ended. To be called once for every started
 // process. With an error, Status is 255.
 func (p *Process) Wait() (Ended, error) {
+	if err := p.awaitEnd(); err != nil {
+		return Ended{Status: 255}, fmt.Errorf("wait for process %d: %w", p.Pid, err)
+	}
 	st, err := p.lp.Wait()
 	if err != nil {
 		var exit *exec.ExitError
@@ -137,6 +140,28 @@ func (p *Process) Wait() (Ended, error) {
 		return Ended{Status: 128 + int(ws.Signal()), Signaled: true}, nil
 	}
 	return Ended{Status: ws.ExitStatus()}, nil
+}
+
+// awaitEnd blocks until the process has ended, without taking its status. waitpid(2)
+// would also return when the process is stopped by a tracer that is a thread of this
+// program (ptrace(2)), and that would be taken for the end.
+func (p *Process) awaitEnd() error {
+	// It is our child and not waited for: the number is its.
+	fd, err := unix.PidfdOpen(p.Pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("open a pidfd: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	defer f.Close()
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return conn.Read(func(fd uintptr) bool {
+		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(ready, 0)
+		return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+	})
 }
 
 // Signal sends a signal to the process; ErrNotFound if it has ended.

@@ -16,7 +16,7 @@ import (
 const progressInterval = 200 * time.Millisecond
 
 // watchDump tells how much memory CRIU has written, until the returned function
-// is called; that waits for the last word.
+// is called; that waits for the last word, if it comes soon.
 func watchDump(progress Progress, images, freezer *os.File) (stop func()) {
 	if progress == nil {
 		return func() {}
@@ -33,13 +33,21 @@ func watchDump(progress Progress, images, freezer *os.File) (stop func()) {
 			case <-done:
 				return
 			case <-tick.C:
-				progress("dump", folderBytes(images, "pages-"), total)
+				bytes := folderBytes(images, "pages-")
+				select {
+				case <-done:
+				default:
+					progress("dump", bytes, total)
+				}
 			}
 		}
 	}()
 	return func() {
 		close(done)
-		<-ended
+		select {
+		case <-ended:
+		case <-time.After(progressInterval): // the folder's file system hangs
+		}
 	}
 }
 

@@ -209,6 +209,7 @@ func FuzzUnpack(f *testing.F) {
 		c := newContainer(t, os.Getpid())
 		c.write("etc/passwd", "root's")
 		before := c.describe("etc/passwd") + c.describe("etc")
+		archive = bytes.Clone(archive)
 		for at := 0; at+512 <= len(archive); at += 512 {
 			resum(archive[at : at+512 : at+512])
 		}

@@ -59,7 +59,11 @@ func rightsOf(pid int) (*Rights, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.mapped = theirs != ours
+	if r.mapped = theirs != ours; !r.mapped {
+		r.uids = idMap{{0, 0, noID}}
+		r.gids = r.uids
+		return r, nil
+	}
 	if r.uids, err = readMap(pid, "uid_map"); err != nil {
 		return nil, err
 	}

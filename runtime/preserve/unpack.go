@@ -346,38 +346,37 @@ func (u *unpacker) regular(parent *dir, name string, e *entry) (err error) {
 	return u.finish(fd, e, true)
 }
 
+// find opens the folder that a file of the preserved path base is in, each time anew.
+func (u *unpacker) find(full, base string) (*dir, string, error) {
+	from, name, err := u.resolve(base)
+	for at := base; err == nil && at != full; at += "/" + name {
+		var next *dir
+		next, err = u.child(from, name)
+		from.close()
+		if err == nil {
+			from, name = next, first(full[len(at)+1:])
+		}
+	}
+	return from, name, err
+}
+
 // link gives a file of the preserved paths another name.
 func (u *unpacker) link(parent *dir, temp string, e *entry) error {
 	full, base, _ := u.archive.place(e.Linkname)
-	from, name, err := u.resolve(base)
+	from, name, err := u.find(full, base)
 	if err != nil {
 		return fmt.Errorf("find %s, which it is a link to: %w", full, err)
 	}
-	defer func() { from.close() }()
-	if full != base {
-		at := base
-		next, err := u.child(from, name)
-		for err == nil {
-			from.close()
-			from = next
-			name = first(full[len(at)+1:])
-			if at += "/" + name; at == full {
-				break
-			}
-			next, err = u.child(from, name)
-		}
-		if err != nil {
-			return fmt.Errorf("find %s, which it is a link to: %w", full, err)
-		}
-	}
+	defer from.close()
 	st, err := u.stat(from, name)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
 		err = fmt.Errorf("it is no file: %w", errdefs.ErrDataLoss)
 	}
 	if err == nil {
-		if err = u.over(&parent.st, &from.st, &st); err == nil {
-			err = unix.Linkat(from.fd, name, parent.fd, temp, 0)
-		}
+		err = u.over(&parent.st, &from.st, &st)
+	}
+	if err == nil {
+		err = unix.Linkat(from.fd, name, parent.fd, temp, 0)
 	}
 	if err != nil {
 		return fmt.Errorf("link it to %s: %w", full, err)
