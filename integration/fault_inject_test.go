@@ -49,7 +49,7 @@ func hangInit(s *subject) error {
 		}
 		seized <- err
 		// The dead are the tracer's to wait for, before anybody else.
-		for range 2000 {
+		for range 6000 {
 			alive := false
 			for _, task := range tasks {
 				tid, _ := strconv.Atoi(task.Name())
@@ -297,6 +297,12 @@ func (s *subject) afterlife() error {
 	was, is := s.since(s.mark()), heir.since(heir.mark())
 	if was[0].life != is[0].life {
 		return fmt.Errorf("the service was not restored on: it is %v, and was %v", is[0], was[0])
+	}
+	if err := heir.checkpoint(); err != nil {
+		return err
+	}
+	if err := heir.stored(false); err != nil {
+		return err
 	}
 	return heir.c.Remove(ctx)
 }

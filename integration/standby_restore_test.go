@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -75,9 +76,7 @@ func testWarmRestore(t *testing.T, lab *harness.Lab) {
 	equal(t, "the application's pid", hostPid(t, lab, target, 1000), s.AppPid)
 	sameNamespaces(t, s.AppPid, s.InitPid)
 	for _, child := range below(s.AppPid) {
-		if _, err := os.Stat(fmt.Sprintf("/proc/%d", child)); err == nil {
-			sameCgroup(t, child, s.InitPid)
-		}
+		sameCgroup(t, lab, child, s.InitPid)
 	}
 	went(t, s, api.Restoring, api.Running)
 
@@ -88,15 +87,15 @@ func testWarmRestore(t *testing.T, lab *harness.Lab) {
 	continues(source) // both run
 }
 
-func sameCgroup(t *testing.T, pid, other int) {
+// sameCgroup checks a process's cgroups, unless it ends meanwhile: then it is in none.
+func sameCgroup(t *testing.T, lab *harness.Lab, pid, other int) {
 	t.Helper()
-	got, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if err != nil {
-		return // it has just ended
-	}
 	want, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", other))
 	check(t, err)
-	equal(t, fmt.Sprintf("the cgroups of %d", pid), string(got), string(want))
+	lab.WaitFor(fmt.Sprintf("%d to be in the cgroups of %d, or gone", pid, other), func(context.Context) (bool, error) {
+		got, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		return err != nil || string(got) == string(want), fmt.Errorf("it is in %s", got)
+	})
 }
 
 // A checkpoint in the container's own root comes and goes with the published requests.

@@ -146,6 +146,7 @@ func again(t *testing.T, lab *harness.Lab, c *harness.Container, say func(string
 	}
 	waitLives(1)
 	for n := 2; n <= 3; n++ {
+		waitState(t, lab, c, api.Running) // the output may come first
 		_, err := c.Interface().Stop(lab.Context(), api.StopRequest{Signal: "KILL"})
 		check(t, err)
 		wantState(t, lab, c, api.Standby)

@@ -111,17 +111,19 @@ const maxContinued = 3
 
 var errStopped = errors.New("it is stopped")
 
-// look asks PID 1 for a sign of life, unless the container is frozen.
+// look asks PID 1 for a sign of life, unless the container is frozen, and whether it is
+// stopped in any case.
 func (h *heart) look(inc *incarnation) error {
+	// Also while something is done to the container: that would wait for it in vain.
+	if isStopped(inc.proc.Pid) {
+		return errStopped
+	}
 	if !h.t.gate.TryAcquire(1) {
 		return nil
 	}
 	defer h.t.gate.Release(1)
 	if h.t.now() != StateRunning {
 		return nil
-	}
-	if isStopped(inc.proc.Pid) {
-		return errStopped
 	}
 	ctx, cancel := context.WithTimeout(h.ctx, time.Duration(h.cfg.HeartbeatTimeout))
 	defer cancel()

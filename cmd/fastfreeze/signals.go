@@ -110,7 +110,9 @@ func (p *pid1) signal(sig int) {
 		p.held |= sigset(sig)
 	case idle:
 		switch sig {
-		case sigHUP, sigINT, sigQUIT, sigKILL, sigTERM:
+		// Not SIGKILL, which only the shim can ask for: it meant an application that has ended meanwhile. PID 1 it
+		// kills without asking.
+		case sigHUP, sigINT, sigQUIT, sigTERM:
 			p.end(128 + sig)
 		}
 	}

@@ -349,11 +349,18 @@ func (c *Container) gone() error {
 // Kill ends every process of the container and waits until the first is gone.
 // It is meant for containers of a shim that is no more.
 func (c *Container) Kill() error {
+	paths, err := c.CgroupPaths()
+	if err != nil {
+		return err
+	}
 	if err := c.lc.Signal(unix.SIGKILL); err != nil && !errors.Is(err, libcontainer.ErrNotRunning) {
 		return state(err)
 	}
 	deadline := time.Now().Add(killTimeout)
 	for {
+		// A checkpoint or restore that was cut short has frozen what it left, and whoever
+		// carried it out may live on for a moment.
+		thaw(paths["freezer"])
 		if err := c.lc.Signal(unix.Signal(0)); err != nil {
 			break
 		}
@@ -363,6 +370,20 @@ func (c *Container) Kill() error {
 		time.Sleep(2 * time.Millisecond)
 	}
 	return nil
+}
+
+// thaw lets the killed in a freezer of cgroup v1, and in those below it, die; on v2
+// they do anyhow.
+func thaw(freezer string) {
+	if freezer == "" {
+		return
+	}
+	_ = filepath.WalkDir(freezer, func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			_ = os.WriteFile(filepath.Join(path, "freezer.state"), []byte("THAWED"), 0)
+		}
+		return nil
+	})
 }
 
 // RemoveState removes the folder of a container that libcontainer cannot

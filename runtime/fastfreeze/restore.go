@@ -161,7 +161,15 @@ func (e *Engine) restoreInto(ctx context.Context, l Launch, stdio [3]stream) (_ 
 	var filters *os.File
 	if err == nil {
 		defer guard.lower(ctx)
+		// CRIU's own processes must not get numbers that the application's had: after a
+		// restore, and after many execs, the next ones would be those.
+		low := make(chan error, 1)
+		go func() { low <- e.nextPid(firstPid) }()
 		filters, err = e.checkDestination(ctx, l)
+		if lerr := <-low; err == nil && lerr != nil {
+			filters.Close() // nil is refused without harm
+			err = lerr
+		}
 	}
 	if err == nil {
 		defer filters.Close() // nil is refused without harm

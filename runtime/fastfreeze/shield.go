@@ -56,6 +56,12 @@ func (e *Engine) Prepare(ctx context.Context) error {
 	if err := e.learnFilters(); err != nil {
 		return err
 	}
+	e.mu.Lock()
+	before := e.launched
+	e.mu.Unlock()
+	if before {
+		e.LowPids(ctx)
+	}
 	_, err := e.stepAside()
 	return err
 }
