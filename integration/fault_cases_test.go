@@ -124,7 +124,7 @@ func faults() []fault {
 			cells: map[phase]cell{
 				// Not in a checkpoint: CRIU would wait for the debugger, which is how it hangs here.
 				inOperation: {inject: hangInit, want: one(wasRestored)},
-				inRestore:   {inject: hangInit, slow: true, want: []outcome{wasRestored, inStandby}},
+				inRestore:   {inject: hangInit, heal: hungReplaced, slow: true, want: []outcome{wasRestored, inStandby}},
 			}},
 		{name: "CRIU killed", paper: "–",
 			cells: map[phase]cell{

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fastmig/fastmig/integration/harness"
+	"github.com/fastmig/fastmig/shim/api"
 )
 
 // hangInit stops PID 1 as a debugger does, which its parent does not see, until
@@ -29,6 +30,7 @@ func hangInit(s *subject) error {
 	if err != nil {
 		return err
 	}
+	s.hung = pid
 	seized := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // the tracer is a thread; it ends with this function
@@ -64,6 +66,16 @@ func hangInit(s *subject) error {
 		}
 	}()
 	return <-seized
+}
+
+// hungReplaced waits until there is another PID 1 than the one that was hung.
+func hungReplaced(s *subject) error {
+	ctx, cancel := context.WithTimeout(s.lab.Context(), 20*time.Second)
+	defer cancel()
+	return harness.WaitFor(ctx, "a new PID 1", func(ctx context.Context) (bool, error) {
+		st, err := s.api.Status(ctx)
+		return err == nil && st.InitPid != s.hung && st.State != api.Recovering, err
+	})
 }
 
 // Stores that fill up or hang are file systems of the node's machine, where its

@@ -37,7 +37,6 @@ const (
 	orderExit0  = "rm /state/order; exit 0"
 	orderExit7  = "rm /state/order; exit 7"
 	orderMemory = "rm /state/order; s=0123456789abcdef; while :; do s=$s$s; done"
-	orderFill   = "rm /state/order; dd if=/dev/zero of=/full/zero bs=64k 2>/dev/null"
 )
 
 // outcome is what became of a service, as its own state shows it.
@@ -67,6 +66,7 @@ type subject struct {
 	url   string
 	state string // the folder that the service shows itself in
 	shim  int
+	hung  int // the PID 1 that hangInit hung
 
 	mu    sync.Mutex
 	seen  []sight

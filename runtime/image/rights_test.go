@@ -29,14 +29,18 @@ func TestConfine(t *testing.T) {
 		{"no credentials", func(c *criucore.ThreadCoreEntry) { c.Creds = nil }, confined, "no credentials"},
 		{"another user", func(c *criucore.ThreadCoreEntry) { c.Creds.Suid = proto.Uint32(7) }, fixed, "is user 7"},
 		{"another group", func(c *criucore.ThreadCoreEntry) { c.Creds.Fsgid = proto.Uint32(7) }, fixed, "group 7"},
-		{"one of its groups", func(c *criucore.ThreadCoreEntry) { c.Creds.Groups, c.Creds.LsmProfile = []uint32{20}, proto.String("mine") }, fixed, ""},
+		{"one of its groups", func(c *criucore.ThreadCoreEntry) {
+			c.Creds.Groups, c.Creds.LsmProfile = []uint32{20}, proto.String("mine")
+		}, fixed, ""},
 		{"one group more", func(c *criucore.ThreadCoreEntry) { c.Creds.Groups = []uint32{20, 21} }, fixed, "in group 21"},
 		{"any group that it becomes", func(c *criucore.ThreadCoreEntry) { c.Creds.Uid, c.Creds.Gid = proto.Uint32(7), proto.Uint32(7) },
 			Rights{Bounding: allowed, Groups: []uint32{20}}, ""},
 		{"the container's profile", func(c *criucore.ThreadCoreEntry) { c.Creds.LsmProfile = proto.String("mine") }, fixed, ""},
 		{"another profile", func(c *criucore.ThreadCoreEntry) { c.Creds.LsmProfile = proto.String("lax") }, fixed, `the security profile "lax", and the container has "mine"`},
 		{"no profile", func(*criucore.ThreadCoreEntry) {}, fixed, `without the container's "mine"`},
-		{"a profile for sockets", func(c *criucore.ThreadCoreEntry) { c.Creds.LsmProfile, c.Creds.LsmSockcreate = proto.String("mine"), proto.String("lax") }, fixed, `"lax"`},
+		{"a profile for sockets", func(c *criucore.ThreadCoreEntry) {
+			c.Creds.LsmProfile, c.Creds.LsmSockcreate = proto.String("mine"), proto.String("lax")
+		}, fixed, `"lax"`},
 		{"a capability", func(c *criucore.ThreadCoreEntry) { c.Creds.CapPrm = words(1 << 21) }, confined, "permitted set, bits 0x200000"},
 		{"a high capability", func(c *criucore.ThreadCoreEntry) { c.Creds.CapBnd = words(1 << 39) }, confined, "bounding set"},
 		{"no filter", func(c *criucore.ThreadCoreEntry) { c.SeccompMode = criucore.SeccompMode_disabled.Enum() }, confined, "no seccomp filter"},
