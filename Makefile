@@ -54,8 +54,8 @@ unit: build ## run the unit tests
 
 .PHONY: integration
 integration: toolkit tools ## run the tests with real containerd, ctr, nerdctl and CRIU
-	cd integration && $(GO) test -race -p 1 -timeout $(TEST_TIMEOUT) $(or $(RUN),-skip '^TestMatrix$$') ./...
-	$(if $(RUN),,cd integration && $(GO) test -race -timeout $(TEST_TIMEOUT) -v -run '^TestMatrix$$' .)
+	cd integration && $(GO) test -race -p 1 -timeout $(TEST_TIMEOUT) $(or $(RUN),-skip '^Test(Matrix|Faults)$$') ./...
+	$(if $(RUN),,cd integration && $(GO) test -race -timeout $(TEST_TIMEOUT) -v -run '^Test(Matrix|Faults)$$' .)
 
 .PHONY: demo
 demo: toolkit tools ## checkpoint and restore a Redis server, with a timeline

@@ -327,8 +327,9 @@ func TestOtherImage(t *testing.T) {
 	}
 	_, err = changed.Task.Delete(lab.Context())
 	must(t, err)
-	_, err = changed.NewTask(lab.Context(), cio.NullIO, containerd.WithTaskCheckpoint(checkpoint))
-	if err == nil {
+	task, err := changed.NewTask(lab.Context(), cio.NullIO, containerd.WithTaskCheckpoint(checkpoint))
+	must(t, err)
+	if err = task.Start(lab.Context()); err == nil {
 		t.Fatal("it was restored onto another busybox")
 	}
 	wantText(t, err.Error(), "/usr/bin/busybox", "bytes here", "in the checkpoint", "of the image that it was taken from")

@@ -139,10 +139,14 @@ func (h *heart) look(inc *incarnation) error {
 	}
 }
 
-// isStopped says whether a process is stopped by a signal (proc_pid_stat(5)); of a
-// child of ours, whose number cannot be another's.
+// cldStopped is si_code of a child that a signal has stopped; one that a tracer has, a
+// thread of ours among them, is told by another (sigaction(2)).
+const cldStopped = 5
+
+// isStopped says whether a process is stopped by a signal; of a child of ours, whose
+// number cannot be another's.
 func isStopped(pid int) bool {
 	var info unix.Siginfo
 	err := unix.Waitid(unix.P_PID, pid, &info, unix.WSTOPPED|unix.WNOHANG|unix.WNOWAIT, nil)
-	return err == nil && info.Signo == int32(unix.SIGCHLD)
+	return err == nil && info.Signo == int32(unix.SIGCHLD) && info.Code == cldStopped
 }

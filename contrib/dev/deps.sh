@@ -7,6 +7,7 @@ packages=(
 	gcc libc6-dev libseccomp-dev pkg-config # the shim and runc (cgo, seccomp)
 	iptables                                # CNI: published ports
 	python3                                 # tests of PID 1
+	curl                                    # tests of the FastMig interface
 	iproute2                                # CRIU under the stock shim
 )
 
