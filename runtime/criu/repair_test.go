@@ -3,11 +3,17 @@
 package criu
 
 import (
+	"cmp"
+	"encoding/binary"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -85,19 +91,109 @@ func TestProcessesSurviveAKilledCRIU(t *testing.T) {
 			if err := tool.Prepare(testContext(t)); err != nil {
 				t.Fatal(err)
 			}
-			for n := c.first; survives(t, tool, c.freezer, n); n += stride {
+			for who, start := range victims(t) {
+				t.Run(who, func(t *testing.T) {
+					for n := c.first; survives(t, tool, c.freezer, start, n); n += killStride(t, stride) {
+					}
+				})
 			}
 		})
 	}
 }
 
+// killStride is how many steps lie between two kills; FASTMIG_KILL_STRIDE=1 tests each.
+func killStride(t *testing.T, usual int) int {
+	n, err := strconv.Atoi(cmp.Or(os.Getenv("FASTMIG_KILL_STRIDE"), strconv.Itoa(usual)))
+	if err != nil || n < 1 {
+		t.Fatalf("FASTMIG_KILL_STRIDE=%s: %v", os.Getenv("FASTMIG_KILL_STRIDE"), err)
+	}
+	return n
+}
+
+// victim is started in a container; the function that it gives checks that it is alive and well.
+type victim func(t *testing.T, c *container) (*service, func(t *testing.T))
+
+// victims are an application in Go, one that is like a shell, and one in C with threads.
+func victims(t *testing.T) map[string]victim {
+	program := filepath.Join(t.TempDir(), "victim")
+	if out, err := exec.Command("gcc", "-O2", "-static", "-pthread", "-o", program, "testdata/victim.c").CombinedOutput(); err != nil {
+		t.Fatalf("build testdata/victim.c: %v\n%s", err, out)
+	}
+	return map[string]victim{
+		"go": func(_ *testing.T, c *container) (*service, func(*testing.T)) {
+			app := c.start(1000)
+			app.ask("set color green")
+			app.ask("fanout 1")
+			return app, func(t *testing.T) {
+				expect(t, "the application", app.ask("get color"), "green")
+				eventually(t, "there are the two processes and no other", func() bool { return len(descendants(c.cmd.Process.Pid)) == 2 })
+			}
+		},
+		"shell":   inC(program),
+		"threads": inC(program, "3"),
+	}
+}
+
+func inC(program string, args ...string) victim {
+	return func(t *testing.T, c *container) (*service, func(*testing.T)) {
+		root := fmt.Sprintf("/proc/%d/root/", c.cmd.Process.Pid)
+		code, err := os.ReadFile(program)
+		if err == nil {
+			err = os.WriteFile(root+"victim", code, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		app := newService(t)
+		c.startWith(app, request{Args: append([]string{"/victim"}, args...), Pid: 1000})
+		rounds := func() uint64 {
+			b, _ := os.ReadFile(root + "run/rounds")
+			if len(b) < 8 {
+				return 0
+			}
+			return binary.LittleEndian.Uint64(b)
+		}
+		eventually(t, "the application works", func() bool { return rounds() > 3 })
+		return app, func(t *testing.T) {
+			before := rounds()
+			deadline := time.Now().Add(patience)
+			for rounds() < before+20 {
+				if e := c.ended(app.pid); e != nil {
+					t.Fatalf("the application has ended: %v", describe(syscall.WaitStatus(e.Status)))
+				}
+				if time.Now().After(deadline) {
+					t.Fatal("the application does not go on")
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}
+}
+
+// ended gives the end of a child of PID 1, or nil if it is still there.
+func (c *container) ended(pid int) *event {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.events {
+		if e.Exited == pid {
+			return &e
+		}
+	}
+	return nil
+}
+
+func describe(ws syscall.WaitStatus) string {
+	if ws.Signaled() {
+		return ws.Signal().String()
+	}
+	return fmt.Sprintf("status %d", ws.ExitStatus())
+}
+
 // survives is false if the dump has fewer than n steps.
-func survives(t *testing.T, tool *Tool, newFreezer func(testing.TB) *freezer, n int) (killed bool) {
+func survives(t *testing.T, tool *Tool, newFreezer func(testing.TB) *freezer, start victim, n int) (killed bool) {
 	t.Run(strconv.Itoa(n), func(t *testing.T) {
 		a := newContainerIn(t, newFreezer(t))
-		app := a.start(1000)
-		app.ask("set color green")
-		app.ask("fanout 1")
+		app, well := start(t, a)
 		a.freezer.freeze()
 		o := a.dumpOf(app, newCheckpoint(t))
 		o.FreezeCgroup = a.freezer.dir
@@ -111,10 +207,11 @@ func survives(t *testing.T, tool *Tool, newFreezer func(testing.TB) *freezer, n 
 			}
 			return
 		}
+		t.Log(k.report)
 		checkError(t, err, errdefs.ErrAborted, "signal 9")
 		eventually(t, "the container is still frozen", a.freezer.frozen)
 		a.freezer.thaw()
-		expect(t, "the application, "+k.report, app.ask("get color"), "green")
+		well(t)
 		var left []string
 		eventually(t, "nothing of CRIU is left", func() bool {
 			left = nil
@@ -123,9 +220,8 @@ func survives(t *testing.T, tool *Tool, newFreezer func(testing.TB) *freezer, n 
 			}
 			return len(left) == 0
 		})
-		eventually(t, "there are the two processes and no other", func() bool { return len(descendants(a.cmd.Process.Pid)) == 2 })
-		t.Logf("%s: the processes go on, left in them: %v", k.report, left)
 		a.dump(tool, app)
+		well(t)
 	})
-	return killed && !t.Failed()
+	return killed
 }
