@@ -9,6 +9,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,6 +38,13 @@ func (t *thread) clean(before map[string]bool) error {
 	if err := unix.PtraceGetRegs(t.tid, &regs); err != nil {
 		return gone(err)
 	}
+	var mask uint64
+	if err := ptrace(unix.PTRACE_GETSIGMASK, t.tid, unsafe.Sizeof(mask), uintptr(unsafe.Pointer(&mask))); err != nil {
+		return gone(err)
+	}
+	if err := t.setMask(^uint64(0)); err != nil {
+		return err
+	}
 	var errs []error
 	for _, a := range areas {
 		errs = append(errs, t.call(at, regs, unix.SYS_MUNMAP, a.from, a.to-a.from))
@@ -45,8 +54,12 @@ func (t *thread) clean(before map[string]bool) error {
 	}
 	// The thread is behind a system call now: what it was in before is begun again by hand.
 	regs = restarted(regs)
-	errs = append(errs, gone(unix.PtraceSetRegs(t.tid, &regs)))
+	errs = append(errs, gone(unix.PtraceSetRegs(t.tid, &regs)), t.setMask(mask))
 	return errors.Join(errs...)
+}
+
+func (t *thread) setMask(mask uint64) error {
+	return gone(ptrace(unix.PTRACE_SETSIGMASK, t.tid, unsafe.Sizeof(mask), uintptr(unsafe.Pointer(&mask))))
 }
 
 type area struct{ from, to uint64 }
@@ -106,22 +119,16 @@ func (t *thread) findSyscall(in area) (uint64, error) {
 	return in.from + uint64(i), nil
 }
 
-// call has the thread make one system call, and stop right behind it.
+// call has the thread make one system call, and stop right behind it. Its signals must be
+// blocked: the handler of one would return into the middle of the vDSO.
 func (t *thread) call(at uint64, regs unix.PtraceRegs, number, a, b uint64) error {
 	regs.Rip, regs.Rax, regs.Orig_rax, regs.Rdi, regs.Rsi = at, number, ^uint64(0), a, b
 	if err := unix.PtraceSetRegs(t.tid, &regs); err != nil {
 		return gone(err)
 	}
 	for range 2 { // on the way in and on the way out
-		t.stopped = false
-		if err := ptrace(unix.PTRACE_SYSCALL, t.tid, 0, 0); err != nil {
-			return gone(err)
-		}
-		if err := t.catch(); err != nil {
+		if err := t.toSystemCall(); err != nil || !t.stopped {
 			return err
-		}
-		if !t.stopped {
-			return nil
 		}
 	}
 	var after unix.PtraceRegs
@@ -132,4 +139,29 @@ func (t *thread) call(at uint64, regs unix.PtraceRegs, number, a, b uint64) erro
 		return fmt.Errorf("thread %d: system call %d of the repair: %w", t.tid, number, unix.Errno(-int64(after.Rax)))
 	}
 	return nil
+}
+
+// toSystemCall lets the thread go on to the next beginning or end of a system call.
+func (t *thread) toSystemCall() error {
+	deadline := time.Now().Add(repairTimeout)
+	signal := 0
+	for {
+		t.stopped = false
+		if err := ptrace(unix.PTRACE_SYSCALL, t.tid, 0, uintptr(signal)); err != nil {
+			return gone(err)
+		}
+		ws, err := t.wait(deadline)
+		if err != nil || !ws.Stopped() {
+			return err
+		}
+		t.stopped = true
+		switch {
+		case ws.StopSignal() == unix.SIGTRAP|0x80:
+			return nil
+		case int(ws)>>16 == 0:
+			signal = int(ws.StopSignal()) // SIGSTOP, which cannot be blocked: it stays with the thread
+		default:
+			signal = 0 // stopped by that, which holds again when the repair is over
+		}
+	}
 }

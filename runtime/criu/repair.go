@@ -26,8 +26,9 @@ import (
 //  1. CRIU notes what it changes before it does (preload/journal.h);
 //  2. it is stopped on its way out (watch.go), and the container is frozen then: when CRIU is
 //     gone, none of its processes executes an instruction;
-//  3. each thread of the journal is seized and, when the container is thawed, caught before it
-//     is back in its code;
+//  3. every thread of the container is seized and, when that is thawed, caught before it is back
+//     in its code: one that CRIU has not changed could run into what it changed in another, or
+//     signal it;
 //  4. what the journal says is undone, and what CRIU put into the process, a mapping and a
 //     descriptor, is taken out.
 
@@ -36,6 +37,8 @@ const (
 	journalBytes = 32 << 20
 	// repairTimeout bounds the wait for one thread to be caught.
 	repairTimeout = 5 * time.Second
+	// idleTimeout is that of a thread that CRIU has not changed.
+	idleTimeout = 100 * time.Millisecond
 	// parasiteName is what CRIU calls the file in memory that it maps its code from.
 	parasiteName = "/memfd:CRIUMFD"
 )
@@ -191,7 +194,7 @@ func (j *journal) read() (map[int][]undo, error) {
 // thread is one that CRIU had in its hands.
 type thread struct {
 	tid, leader int // as we see them
-	undo        []undo
+	undo        []undo // nil: it is as it was
 	stopped     bool
 }
 
@@ -203,14 +206,16 @@ func (j *journal) repairAll(entries map[int][]undo, settle func() error) error {
 	}
 	errs := []error{err}
 	for _, t := range threads {
-		errs = append(errs, t.catch())
+		if cerr := t.catch(); t.undo != nil {
+			errs = append(errs, cerr)
+		}
 	}
 	for _, t := range threads {
 		errs = append(errs, t.restore())
 	}
 	cleaned := map[int]bool{}
 	for _, t := range threads {
-		if t.stopped && !cleaned[t.leader] {
+		if t.stopped && t.undo != nil && !cleaned[t.leader] {
 			cleaned[t.leader] = true
 			errs = append(errs, t.clean(j.before[t.leader]))
 		}
@@ -224,7 +229,7 @@ func (j *journal) repairAll(entries map[int][]undo, settle func() error) error {
 	return errors.Join(errs...)
 }
 
-// seize finds the threads of the journal in the cgroup, which is frozen, and asks them to stop.
+// seize finds the threads in the cgroup, which is frozen, and asks them to stop.
 func (j *journal) seize(entries map[int][]undo) ([]*thread, error) {
 	var threads []*thread
 	var errs []error
@@ -241,13 +246,14 @@ func (j *journal) seize(entries map[int][]undo) ([]*thread, error) {
 			if err != nil || tid <= 0 {
 				continue
 			}
-			inside := namespacePids(tid)
-			if len(inside) == 0 || entries[inside[len(inside)-1]] == nil {
-				continue
+			t := &thread{tid: tid, leader: leaderOf(tid)}
+			if inside := namespacePids(tid); len(inside) > 0 {
+				t.undo = entries[inside[len(inside)-1]]
 			}
-			t := &thread{tid: tid, leader: leaderOf(tid), undo: entries[inside[len(inside)-1]]}
 			if err := ptrace(unix.PTRACE_SEIZE, tid, 0, unix.PTRACE_O_TRACESYSGOOD); err != nil {
-				errs = append(errs, gone(fmt.Errorf("seize thread %d: %w", tid, err)))
+				if t.undo != nil {
+					errs = append(errs, gone(fmt.Errorf("seize thread %d: %w", tid, err)))
+				}
 				continue
 			}
 			threads = append(threads, t)
@@ -261,28 +267,39 @@ func (j *journal) seize(entries map[int][]undo) ([]*thread, error) {
 // catch waits until the thread has stopped.
 func (t *thread) catch() error {
 	deadline := time.Now().Add(repairTimeout)
+	if t.undo == nil {
+		// One that waits in the kernel, as for the end of vfork(2), stops when it comes back.
+		deadline = time.Now().Add(idleTimeout)
+	}
+	for {
+		ws, err := t.wait(deadline)
+		switch {
+		case err != nil || !ws.Stopped(): // or it has ended
+			return err
+		case int(ws)>>16 == unix.PTRACE_EVENT_STOP, ws.StopSignal() == unix.SIGTRAP && t.trapped():
+			t.stopped = true
+			return nil
+		}
+		// A signal on its way: it stays with the thread.
+		if err := ptrace(unix.PTRACE_CONT, t.tid, 0, uintptr(ws.StopSignal())); err != nil {
+			return gone(err)
+		}
+	}
+}
+
+// wait gives the next that happens to the thread; no stop and no error says that it has ended.
+func (t *thread) wait(deadline time.Time) (unix.WaitStatus, error) {
 	for {
 		var ws unix.WaitStatus
 		pid, err := unix.Wait4(t.tid, &ws, unix.WALL|unix.WNOHANG|wnothread, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
-			return gone(err)
-		case pid == t.tid && !ws.Stopped():
-			return nil // it has ended
-		case pid == t.tid && (int(ws)>>16 == unix.PTRACE_EVENT_STOP || ws.StopSignal() == unix.SIGTRAP|0x80):
-			t.stopped = true
-			return nil
-		case pid == t.tid && ws.StopSignal() == unix.SIGTRAP && t.trapped():
-			t.stopped = true
-			return nil
+			return 0, gone(err)
 		case pid == t.tid:
-			// A signal on its way: it stays with the thread.
-			if err := ptrace(unix.PTRACE_CONT, t.tid, 0, uintptr(ws.StopSignal())); err != nil {
-				return gone(err)
-			}
+			return ws, nil
 		case time.Now().After(deadline):
-			return fmt.Errorf("thread %d does not stop", t.tid)
+			return 0, fmt.Errorf("thread %d does not stop", t.tid)
 		default:
 			time.Sleep(50 * time.Microsecond)
 		}
@@ -306,6 +323,10 @@ func (t *thread) restore() error {
 		return nil
 	}
 	var errs []error
+	if t.undo != nil {
+		// A breakpoint of CRIU's, which is in no register that the journal has.
+		errs = append(errs, gone(ptrace(unix.PTRACE_POKEUSR, t.tid, debugControl, 0)))
+	}
 	for _, u := range t.undo {
 		switch u.Kind {
 		case undoWord:
@@ -313,7 +334,7 @@ func (t *thread) restore() error {
 			errs = append(errs, gone(err))
 		case undoMask:
 			mask := binary.LittleEndian.Uint64(u.Data[:8])
-			errs = append(errs, gone(ptrace(unix.PTRACE_SETSIGMASK, t.tid, unsafe.Sizeof(mask), uintptr(unsafe.Pointer(&mask)))))
+			errs = append(errs, t.setMask(mask))
 		case undoFPRegs:
 			errs = append(errs, gone(ptrace(unix.PTRACE_SETFPREGS, t.tid, 0, uintptr(unsafe.Pointer(&u.Data)))))
 		case undoRegs:
@@ -323,6 +344,9 @@ func (t *thread) restore() error {
 	}
 	return errors.Join(errs...)
 }
+
+// debugControl is where struct user (sys/user.h) has u_debugreg[7].
+const debugControl = 848 + 7*8
 
 // restarted makes a thread that was in a system call begin that again, as the kernel would do
 // if the registers were still those with which it was interrupted (errno ERESTART*).
