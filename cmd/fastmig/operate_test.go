@@ -58,7 +58,7 @@ func TestOperations(t *testing.T) {
 		}, {
 			[]string{"restore", "web", "--image-url=file:/c", "--leave-stopped", "--hook-after", "up"}, api.Result{State: api.Running, AppPid: 7, Seconds: 150},
 			`POST /v1/restore {"image_url":"file:/c","leave_stopped":true,"hooks":{"after_restore":["up"]}}`,
-			"default/web: restored, left stopped (SIGCONT lets it go on), in 2m30s; the service is running, pid 7\n",
+			"default/web: restored, left stopped (SIGCONT to its processes lets them go on), in 2m30s; the service is running, pid 7\n",
 		}, {
 			[]string{"start", "web"}, api.Result{State: api.Running, AppPid: 7, Seconds: 0.02},
 			`POST /v1/start {}`,

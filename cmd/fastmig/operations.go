@@ -102,7 +102,7 @@ Examples:
 				did: func(res api.Result) string {
 					did := "restored" + preposition("from", res.Checkpoint)
 					if r.LeaveStopped {
-						did += ", left stopped (SIGCONT lets it go on),"
+						did += ", left stopped (SIGCONT to its processes lets them go on),"
 					}
 					return did
 				},
