@@ -263,7 +263,7 @@ func hangingStore(t *testing.T, lab *harness.Lab) func() {
 		return err
 	}))
 	go server.Serve()
-	check(t, lab.WriteConfig(faultConfig(faultNode{checkpoints: hangDir + "/checkpoints", storeTimeout: "1s"})))
+	check(t, lab.WriteConfig(faultConfig(faultNode{checkpoints: hangDir + "/checkpoints", storeTimeout: "2s"})))
 	return func() {
 		theGate.set(false)
 		if err := lab.InMachine(func() error { return unix.Unmount(hangDir, unix.MNT_DETACH) }); err != nil {

@@ -72,7 +72,6 @@ func (h *heart) beat(inc *incarnation) {
 	go func() {
 		tick := time.NewTicker(time.Duration(h.cfg.Heartbeat))
 		defer tick.Stop()
-		continued := 0
 		for {
 			stopped := children().next()
 			select {
@@ -92,9 +91,8 @@ func (h *heart) beat(inc *incarnation) {
 			}
 			switch err := h.look(inc); {
 			case err == nil:
-			case continued < maxContinued && isStopped(inc.proc.Pid):
+			case isStopped(inc.proc.Pid):
 				// Somebody stopped it; the service has not noticed yet.
-				continued++
 				_ = inc.proc.Signal(unix.SIGCONT)
 				h.t.svc.Note("FastFreeze was stopped by a signal and is continued")
 			default:
@@ -105,9 +103,6 @@ func (h *heart) beat(inc *incarnation) {
 		}
 	}()
 }
-
-// maxContinued bounds how often a stopped PID 1 is only continued.
-const maxContinued = 3
 
 var errStopped = errors.New("it is stopped")
 

@@ -88,6 +88,9 @@ func newError(ctx context.Context, step string, o outcome, log *os.File, from in
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			e.Remedy = "give it more time, or look at what the log's last lines wait for"
 		}
+	case errors.Is(o.err, syscall.ESRCH):
+		// It was killed before it was of use.
+		e.Kind, e.Cause, e.Remedy = errdefs.ErrAborted, "CRIU has ended meanwhile: "+o.err.Error(), ""
 	case o.err != nil:
 		e.Cause, e.Remedy = o.err.Error(), ""
 		for _, kind := range []error{errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrInternal} {
