@@ -99,7 +99,10 @@ func (t *Tool) Dump(ctx context.Context, o DumpOptions) (DumpResult, error) {
 	if err != nil {
 		return DumpResult{}, err
 	}
-	s.env = append(s.env, "FASTMIG_SOFT_CANCEL=1")
+	// CRIU_FAULT=130 has CRIU follow its code to its end by system calls, as on machines without
+	// debug registers: a breakpoint would be the end of a process when CRIU is killed just then,
+	// see preload/calm.h.
+	s.env = append(s.env, "FASTMIG_SOFT_CANCEL=1", "CRIU_FAULT=130")
 	journal, err := s.keepJournal(o.FreezeCgroup)
 	if err != nil {
 		return DumpResult{}, err

@@ -191,13 +191,6 @@ func (j *journal) read() (map[int][]undo, error) {
 	return threads, nil
 }
 
-// thread is one that CRIU had in its hands.
-type thread struct {
-	tid, leader int // as we see them
-	undo        []undo // nil: it is as it was
-	stopped     bool
-}
-
 func (j *journal) repairAll(entries map[int][]undo, settle func() error) error {
 	threads, err := j.seize(entries)
 	if err == nil {
@@ -264,59 +257,6 @@ func (j *journal) seize(entries map[int][]undo) ([]*thread, error) {
 	return threads, errors.Join(append(errs, err)...)
 }
 
-// catch waits until the thread has stopped.
-func (t *thread) catch() error {
-	deadline := time.Now().Add(repairTimeout)
-	if t.undo == nil {
-		// One that waits in the kernel, as for the end of vfork(2), stops when it comes back.
-		deadline = time.Now().Add(idleTimeout)
-	}
-	for {
-		ws, err := t.wait(deadline)
-		switch {
-		case err != nil || !ws.Stopped(): // or it has ended
-			return err
-		case int(ws)>>16 == unix.PTRACE_EVENT_STOP, ws.StopSignal() == unix.SIGTRAP && t.trapped():
-			t.stopped = true
-			return nil
-		}
-		// A signal on its way: it stays with the thread.
-		if err := ptrace(unix.PTRACE_CONT, t.tid, 0, uintptr(ws.StopSignal())); err != nil {
-			return gone(err)
-		}
-	}
-}
-
-// wait gives the next that happens to the thread; no stop and no error says that it has ended.
-func (t *thread) wait(deadline time.Time) (unix.WaitStatus, error) {
-	for {
-		var ws unix.WaitStatus
-		pid, err := unix.Wait4(t.tid, &ws, unix.WALL|unix.WNOHANG|wnothread, nil)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return 0, gone(err)
-		case pid == t.tid:
-			return ws, nil
-		case time.Now().After(deadline):
-			return 0, fmt.Errorf("thread %d does not stop", t.tid)
-		default:
-			time.Sleep(50 * time.Microsecond)
-		}
-	}
-}
-
-// trapped says whether the thread has run into the breakpoint behind CRIU's code; that it is
-// let go on without the signal.
-func (t *thread) trapped() bool {
-	var info [128]byte // siginfo_t: signo, errno, code
-	if err := ptrace(unix.PTRACE_GETSIGINFO, t.tid, 0, uintptr(unsafe.Pointer(&info))); err != nil {
-		return false
-	}
-	const kernel = 0x80 // SI_KERNEL
-	return int32(binary.LittleEndian.Uint32(info[8:])) == kernel
-}
-
 // restore undoes what was changed, the newest first.
 func (t *thread) restore() error {
 	if !t.stopped {
@@ -374,24 +314,6 @@ func gone(err error) error {
 	}
 	return err
 }
-
-func leaderOf(tid int) int {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
-	if err != nil {
-		return tid
-	}
-	for line := range strings.Lines(string(b)) {
-		if rest, found := strings.CutPrefix(line, "Tgid:"); found {
-			if n, err := strconv.Atoi(strings.TrimSpace(rest)); err == nil {
-				return n
-			}
-		}
-	}
-	return tid
-}
-
-// wnothread has wait4 look at this thread's children only.
-const wnothread = 0x20000000
 
 func selfFolder(c cgroup) string { return "/proc/self/fd/" + fdName(c.folder) + "/" }
 

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 // killer ends CRIU before the nth step by which it touches the processes of a dump.
 type killer struct {
 	n, seen int
+	late    time.Duration // so much after the step has begun, with CRIU at work
 	last    string
 	report  string
 }
@@ -49,6 +51,11 @@ func (k *killer) step(pid int) (killed bool) {
 	}
 	if k.seen++; k.seen == k.n {
 		k.report = fmt.Sprintf("killed before %s, after %s", name, k.last)
+		if k.late > 0 {
+			k.report = fmt.Sprintf("killed %v from %s on, after %s", k.late, name, k.last)
+			time.AfterFunc(k.late, func() { _ = unix.Kill(pid, unix.SIGKILL) })
+			return false
+		}
 		return unix.Kill(pid, unix.SIGKILL) == nil
 	}
 	k.last = name
@@ -93,7 +100,11 @@ func TestProcessesSurviveAKilledCRIU(t *testing.T) {
 			}
 			for who, start := range victims(t) {
 				t.Run(who, func(t *testing.T) {
-					for n := c.first; survives(t, tool, c.freezer, start, n); n += killStride(t, stride) {
+					for n := c.first; survives(t, tool, c.freezer, start, killer{n: n}); n += fromEnv(t, "FASTMIG_KILL_STRIDE", stride) {
+					}
+					for range fromEnv(t, "FASTMIG_KILL_ROUNDS", 5) {
+						n, late := 1+rand.IntN(250), time.Duration(1+rand.IntN(500))*time.Microsecond
+						survives(t, tool, c.freezer, start, killer{n: n, late: late})
 					}
 				})
 			}
@@ -101,11 +112,12 @@ func TestProcessesSurviveAKilledCRIU(t *testing.T) {
 	}
 }
 
-// killStride is how many steps lie between two kills; FASTMIG_KILL_STRIDE=1 tests each.
-func killStride(t *testing.T, usual int) int {
-	n, err := strconv.Atoi(cmp.Or(os.Getenv("FASTMIG_KILL_STRIDE"), strconv.Itoa(usual)))
+// fromEnv is how thorough a test is: FASTMIG_KILL_STRIDE=1 kills CRIU at each step, and
+// FASTMIG_KILL_ROUNDS says how often at any moment.
+func fromEnv(t *testing.T, name string, usual int) int {
+	n, err := strconv.Atoi(cmp.Or(os.Getenv(name), strconv.Itoa(usual)))
 	if err != nil || n < 1 {
-		t.Fatalf("FASTMIG_KILL_STRIDE=%s: %v", os.Getenv("FASTMIG_KILL_STRIDE"), err)
+		t.Fatalf("%s=%s is no number of at least 1", name, os.Getenv(name))
 	}
 	return n
 }
@@ -189,15 +201,15 @@ func describe(ws syscall.WaitStatus) string {
 	return fmt.Sprintf("status %d", ws.ExitStatus())
 }
 
-// survives is false if the dump has fewer than n steps.
-func survives(t *testing.T, tool *Tool, newFreezer func(testing.TB) *freezer, start victim, n int) (killed bool) {
-	t.Run(strconv.Itoa(n), func(t *testing.T) {
+// survives is false if the dump has fewer than the killer's n steps.
+func survives(t *testing.T, tool *Tool, newFreezer func(testing.TB) *freezer, start victim, k killer) (killed bool) {
+	t.Run(strconv.Itoa(k.n), func(t *testing.T) {
 		a := newContainerIn(t, newFreezer(t))
 		app, well := start(t, a)
 		a.freezer.freeze()
 		o := a.dumpOf(app, newCheckpoint(t))
 		o.FreezeCgroup = a.freezer.dir
-		k := &killer{n: n, last: "the beginning"}
+		k.last = "the beginning"
 		tool.step = k.step
 		_, err := tool.Dump(testContext(t), o)
 		tool.step = nil
@@ -208,7 +220,9 @@ func survives(t *testing.T, tool *Tool, newFreezer func(testing.TB) *freezer, st
 			return
 		}
 		t.Log(k.report)
-		checkError(t, err, errdefs.ErrAborted, "signal 9")
+		if err != nil || k.late == 0 { // else it was over by then
+			checkError(t, err, errdefs.ErrAborted, "signal 9")
+		}
 		eventually(t, "the container is still frozen", a.freezer.frozen)
 		a.freezer.thaw()
 		well(t)
@@ -220,6 +234,9 @@ func survives(t *testing.T, tool *Tool, newFreezer func(testing.TB) *freezer, st
 			}
 			return len(left) == 0
 		})
+		if len(left) > 0 {
+			t.Errorf("left by CRIU: %v", left)
+		}
 		a.dump(tool, app)
 		well(t)
 	})

@@ -21,6 +21,8 @@
 #include <sys/user.h>
 #include <unistd.h>
 
+#include "calm.h"
+
 enum { UNDO_REGS = 1, UNDO_MASK, UNDO_WORD, UNDO_DETACHED, UNDO_FPREGS };
 
 struct undo {
@@ -116,11 +118,6 @@ static void keep_entry(struct undo *u, uint32_t kind)
 	journal_used++;
 }
 
-static long raw_ptrace(long request, pid_t pid, void *addr, void *data)
-{
-	return syscall(SYS_ptrace, request, pid, addr, data);
-}
-
 static void note_regs(pid_t pid)
 {
 #ifdef __x86_64__
@@ -190,6 +187,10 @@ long ptrace(enum __ptrace_request request, ...)
 		case PTRACE_POKEDATA:
 			note_word(pid, addr);
 			break;
+		case PTRACE_CONT:
+			if (!data && go_calmly(pid))
+				request = PTRACE_SYSCALL;
+			break;
 		}
 	}
 	errno = saved;
@@ -201,6 +202,8 @@ long ptrace(enum __ptrace_request request, ...)
 		errno = 0;
 		return word;
 	}
+	if (ret >= 0 && request == PTRACE_GETSIGINFO)
+		tell_trap(pid, data);
 	if (journal && ret >= 0 && request == PTRACE_DETACH && (u = new_entry(pid, 0)))
 		keep_entry(u, UNDO_DETACHED);
 	return ret;

@@ -23,7 +23,7 @@
 // 9. It finds the page files of a checkpoint that keeps them in another folder, and the seccomp
 //    filters that a restore puts in place of the checkpoint's (pages.h).
 // 10. It notes what CRIU changes in the processes of a dump, for whom a killed CRIU leaves it
-//    to (journal.h).
+//    to (journal.h), and sees to it that no breakpoint of CRIU outlives it (calm.h).
 //
 // On the host, where the toolkit's wrapper starts CRIU, only 5 and 6 act.
 //
