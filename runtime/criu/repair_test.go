@@ -88,7 +88,7 @@ func traces(pid int) (found []string) {
 
 // CRIU is killed at every stage of a dump; the processes are unharmed and go on.
 func TestProcessesSurviveAKilledCRIU(t *testing.T) {
-	const stride = 23 // of some 450 steps
+	const stride = 67 // of some 450 steps
 	for name, c := range map[string]struct {
 		freezer func(testing.TB) *freezer
 		first   int
@@ -102,7 +102,7 @@ func TestProcessesSurviveAKilledCRIU(t *testing.T) {
 				t.Run(who, func(t *testing.T) {
 					for n := c.first; survives(t, tool, c.freezer, start, killer{n: n}); n += fromEnv(t, "FASTMIG_KILL_STRIDE", stride) {
 					}
-					for range fromEnv(t, "FASTMIG_KILL_ROUNDS", 5) {
+					for range fromEnv(t, "FASTMIG_KILL_ROUNDS", 3) {
 						n, late := 1+rand.IntN(250), time.Duration(1+rand.IntN(500))*time.Microsecond
 						survives(t, tool, c.freezer, start, killer{n: n, late: late})
 					}

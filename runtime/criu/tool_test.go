@@ -192,7 +192,8 @@ func TestEnvironmentIsFixed(t *testing.T) {
 	}
 	for line := range strings.Lines(readLog(t, cp.log)) {
 		name, _, _ := strings.Cut(line, "=")
-		if name != "PATH" && name != "LC_ALL" && !strings.HasPrefix(name, "FASTMIG_") {
+		// Of CRIU's own, only that a dump sets no breakpoints.
+		if name != "PATH" && name != "LC_ALL" && !strings.HasPrefix(name, "FASTMIG_") && strings.TrimSpace(line) != "CRIU_FAULT=130" {
 			t.Errorf("CRIU's environment has %s", line)
 		}
 	}
