@@ -17,9 +17,9 @@ import (
 )
 
 // A shell that keeps a file open in the container's own layer and appends to it.
-const appendScript = `umask 022; mkdir -p /var/tmp/work/sub; echo mark >/var/tmp/work/sub/mark; ln -s sub/mark /var/tmp/work/link
-chmod 640 /var/tmp/work/sub/mark
-exec 5>>/var/tmp/work/log; n=0; while :; do n=$((n+1)); echo "line $n" >&5; sleep 0.02; done`
+const appendScript = `umask 022; mkdir -p /var/tmp/kept/sub; echo mark >/var/tmp/kept/sub/mark; ln -s sub/mark /var/tmp/kept/link
+chmod 640 /var/tmp/kept/sub/mark
+exec 5>>/var/tmp/kept/log; n=0; while :; do n=$((n+1)); echo "line $n" >&5; sleep 0.02; done`
 
 func appendOptions() harness.RunOptions {
 	return harness.RunOptions{Image: images.Busybox.Ref(), Args: []string{"sh", "-c", appendScript}}
@@ -30,7 +30,7 @@ func appendOptions() harness.RunOptions {
 func appended(t *testing.T, lab *harness.Lab, c *harness.Container, above int) (count int, text string) {
 	t.Helper()
 	for count = -1; count <= above; {
-		out, err := c.Exec(lab.Context(), "cat", "/var/tmp/work/log")
+		out, err := c.Exec(lab.Context(), "cat", "/var/tmp/kept/log")
 		if err != nil && count >= 0 {
 			t.Fatal(err)
 		}
@@ -65,7 +65,7 @@ func testPreservePublished(t *testing.T, lab *harness.Lab) {
 	source := lab.MustRun(appendOptions())
 	appended(t, lab, source, 10)
 	url := nodeURL()
-	done(t, "checkpoint", post(t, lab, source, "/checkpoint", `{"image_url":`+quoted(url)+`,"preserved_paths":"/var/tmp/work"}`), 200)
+	done(t, "checkpoint", post(t, lab, source, "/checkpoint", `{"image_url":`+quoted(url)+`,"preserved_paths":"/var/tmp/kept"}`), 200)
 	count, text := appended(t, lab, source, 0)
 	if _, err := os.Stat(filepath.Join(nodeCheckpoints(lab), strings.TrimPrefix(url, "node:"), "preserved.tar")); err != nil {
 		matches, _ := filepath.Glob(nodeCheckpoints(lab) + "/*/*")
@@ -78,9 +78,9 @@ func testPreservePublished(t *testing.T, lab *harness.Lab) {
 		t.Error("the file has another content")
 	}
 	appended(t, lab, target, more)
-	equal(t, "a file below", lab.MustExec(target, "stat", "-c", "%a %n", "/var/tmp/work/sub/mark"), "640 /var/tmp/work/sub/mark\n")
-	equal(t, "a link", lab.MustExec(target, "cat", "/var/tmp/work/link"), "mark\n")
-	equal(t, "what is left besides", lab.MustExec(target, "ls", "-A", "/var/tmp/work"), "link\nlog\nsub\n")
+	equal(t, "a file below", lab.MustExec(target, "stat", "-c", "%a %n", "/var/tmp/kept/sub/mark"), "640 /var/tmp/kept/sub/mark\n")
+	equal(t, "a link", lab.MustExec(target, "cat", "/var/tmp/kept/link"), "mark\n")
+	equal(t, "what is left besides", lab.MustExec(target, "ls", "-A", "/var/tmp/kept"), "link\nlog\nsub\n")
 
 	// Without its files it does not run in a fresh container.
 	plain := nodeURL()
@@ -96,7 +96,7 @@ func testPreservePublished(t *testing.T, lab *harness.Lab) {
 // service is brought back from it in the same container.
 func testPreserveRun(t *testing.T, lab *harness.Lab) {
 	c := lab.MustRun(standby(appendOptions()))
-	done(t, "run", post(t, lab, c, "/run", `{"image_url":"file:/ckpt","preserved_paths":"/var/tmp/work:/var/tmp/work/sub"}`), 200)
+	done(t, "run", post(t, lab, c, "/run", `{"image_url":"file:/ckpt","preserved_paths":"/var/tmp/kept:/var/tmp/kept/sub"}`), 200)
 	appended(t, lab, c, 5)
 	events, err := c.Interface().Watch(lab.Context())
 	check(t, err)
@@ -108,15 +108,15 @@ func testPreserveRun(t *testing.T, lab *harness.Lab) {
 	})
 	check(t, err)
 	count, text := appended(t, lab, c, 0)
-	lab.MustExec(c, "rm", "-r", "/var/tmp/work")
-	lab.MustExec(c, "mkdir", "/var/tmp/work")
-	lab.MustExec(c, "sh", "-c", "echo stays >/var/tmp/work/other; echo changed >/var/tmp/work/log")
+	lab.MustExec(c, "rm", "-r", "/var/tmp/kept")
+	lab.MustExec(c, "mkdir", "/var/tmp/kept")
+	lab.MustExec(c, "sh", "-c", "echo stays >/var/tmp/kept/other; echo changed >/var/tmp/kept/log")
 	done(t, "run", post(t, lab, c, "/run", `{}`), 200)
 	_, now := appended(t, lab, c, count)
 	if !strings.HasPrefix(now, text) {
 		t.Error("the file has another content")
 	}
-	equal(t, "a file of the container", lab.MustExec(c, "cat", "/var/tmp/work/other"), "stays\n")
+	equal(t, "a file of the container", lab.MustExec(c, "cat", "/var/tmp/kept/other"), "stays\n")
 	// The command line.
 	out, err := lab.Tool(lab.Context(), "fastmig", "checkpoint", c.ID(), "--image-url", "file:/two", "--preserve", "/etc/passwd", "--preserve", "/ckpt")
 	check(t, err)
@@ -133,19 +133,19 @@ func testPreserveUser(t *testing.T, lab *harness.Lab) {
 	source := lab.MustRun(user(appendOptions()))
 	appended(t, lab, source, 10)
 	url := nodeURL()
-	done(t, "checkpoint", post(t, lab, source, "/checkpoint", `{"image_url":`+quoted(url)+`,"preserved_paths":"/var/tmp/work"}`), 200)
+	done(t, "checkpoint", post(t, lab, source, "/checkpoint", `{"image_url":`+quoted(url)+`,"preserved_paths":"/var/tmp/kept"}`), 200)
 	count, _ := appended(t, lab, source, 0)
 	target := lab.MustRun(standby(user(appendOptions())))
 	done(t, "run", post(t, lab, target, "/run", `{"image_url":`+quoted(url)+`}`), 200)
 	appended(t, lab, target, count)
-	equal(t, "the owner", lab.MustExec(target, "stat", "-c", "%u", "/var/tmp/work/log"), "1234\n")
+	equal(t, "the owner", lab.MustExec(target, "stat", "-c", "%u", "/var/tmp/kept/log"), "1234\n")
 
 	opts := standby(user(appendOptions()))
 	opts.Spec = append(opts.Spec, oci.WithRootFSReadonly())
 	closed := lab.MustRun(opts)
 	a := post(t, lab, closed, "/run", `{"image_url":`+quoted(url)+`}`)
 	equal(t, "the answer", a.Status, 400)
-	wantText(t, a.Text, "/var/tmp/work", "read-only")
+	wantText(t, a.Text, "/var/tmp/kept", "read-only")
 	wantState(t, lab, closed, api.Standby)
 }
 
@@ -153,23 +153,23 @@ func testPreserveUser(t *testing.T, lab *harness.Lab) {
 func testPreserveMapped(t *testing.T, lab *harness.Lab) {
 	source := lab.MustRun(mapped(appendOptions()))
 	appended(t, lab, source, 10)
-	lab.MustExec(source, "chown", "-R", "33:44", "/var/tmp/work/sub")
+	lab.MustExec(source, "chown", "-R", "33:44", "/var/tmp/kept/sub")
 	url := nodeURL()
-	done(t, "checkpoint", post(t, lab, source, "/checkpoint", `{"image_url":`+quoted(url)+`,"preserved_paths":"/var/tmp/work"}`), 200)
+	done(t, "checkpoint", post(t, lab, source, "/checkpoint", `{"image_url":`+quoted(url)+`,"preserved_paths":"/var/tmp/kept"}`), 200)
 	count, _ := appended(t, lab, source, 0)
 	target := lab.MustRun(standby(mapped(appendOptions())))
 	done(t, "run", post(t, lab, target, "/run", `{"image_url":`+quoted(url)+`}`), 200)
 	appended(t, lab, target, count)
-	equal(t, "the owner", lab.MustExec(target, "stat", "-c", "%u:%g", "/var/tmp/work/sub/mark"), "33:44\n")
+	equal(t, "the owner", lab.MustExec(target, "stat", "-c", "%u:%g", "/var/tmp/kept/sub/mark"), "33:44\n")
 	var st unix.Stat_t
-	check(t, unix.Stat(fmt.Sprintf("/proc/%d/root/var/tmp/work/sub/mark", target.Task.Pid()), &st))
+	check(t, unix.Stat(fmt.Sprintf("/proc/%d/root/var/tmp/kept/sub/mark", target.Task.Pid()), &st))
 	equal(t, "the owner on the host", st.Uid, 200033)
 }
 
 // What travels with the application anyhow may be named, too.
 func testPreserveMemory(t *testing.T, lab *harness.Lab) {
 	opts := appendOptions()
-	opts.Args = []string{"sh", "-c", "mkdir -p /run/work /var/tmp && ln -s /run/work /var/tmp/work; " + appendScript}
+	opts.Args = []string{"sh", "-c", "mkdir -p /run/work /var/tmp && ln -s /run/work /var/tmp/kept; " + appendScript}
 	source := lab.MustRun(opts)
 	appended(t, lab, source, 10)
 	url := nodeURL()
@@ -178,7 +178,7 @@ func testPreserveMemory(t *testing.T, lab *harness.Lab) {
 	count, text := appended(t, lab, source, 0)
 	target := lab.MustRun(standby(opts))
 	done(t, "run", post(t, lab, target, "/run", `{"image_url":`+quoted(url)+`}`), 200)
-	lab.MustExec(target, "ln", "-s", "/run/work", "/var/tmp/work")
+	lab.MustExec(target, "ln", "-s", "/run/work", "/var/tmp/kept")
 	if _, now := appended(t, lab, target, count); !strings.HasPrefix(now, text) {
 		t.Error("the file has another content")
 	}
